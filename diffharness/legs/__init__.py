@@ -1,0 +1,1 @@
+"""One file per question; each turns captures into a leg with findings."""

@@ -1,0 +1,1 @@
+"""The reference: an independent forward in torch. Never imports llama_cpp."""

@@ -1,0 +1,1 @@
+"""One file per architecture: its hyperparameters, then its forward."""

@@ -1,0 +1,60 @@
+"""Taps: the named places of a forward whose value both sides expose, in graph order.
+
+A full name is `blk.N.<tap>` inside a layer, and plain outside of one. A tap's value is a float32
+array [n_tokens, width]; heads are joined in order, experts too. Standard library only.
+"""
+
+from __future__ import annotations
+
+# Order is the order of computation; `first divergence` relies on it.
+BEFORE_LAYERS = ("token_embd",)
+LAYER_TAPS = (
+    "attn_norm",
+    "attn_q",
+    "attn_q_norm",
+    "attn_q_rope",
+    "attn_k",
+    "attn_k_norm",
+    "attn_k_rope",
+    "attn_v",
+    "attn_v_norm",
+    "attn_ctx",  # heads joined, before the output projection
+    "attn_out",  # after the output projection
+    "attn_post_norm",
+    "ffn_in",  # the residual after attention
+    "ffn_norm",
+    "moe_logits",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_act",  # activation(gate) * up
+    "moe_experts",  # the routed experts' weighted sum
+    "ffn_out",
+    "ffn_post_norm",
+    "layer_out",
+)
+AFTER_LAYERS = ("output_norm", "logits")
+
+_RANK = {name: i for i, name in enumerate(LAYER_TAPS)}
+
+
+def layer_tap(layer: int, tap: str) -> str:
+    """`blk.3.attn_q` for (3, "attn_q")."""
+    return f"blk.{layer}.{tap}"
+
+
+def split(name: str) -> tuple[int | None, str]:
+    """(3, "attn_q") for `blk.3.attn_q`; (None, name) outside of the layers."""
+    if not name.startswith("blk."):
+        return None, name
+    _, layer, tap = name.split(".", 2)
+    return int(layer), tap
+
+
+def graph_order(name: str) -> tuple[int, int, int]:
+    """Sort key that puts taps in the order in which a forward computes them."""
+    layer, tap = split(name)
+    if layer is not None:
+        return 1, layer, _RANK.get(tap, len(_RANK))
+    if tap in BEFORE_LAYERS:
+        return 0, 0, BEFORE_LAYERS.index(tap)
+    return 2, 0, AFTER_LAYERS.index(tap) if tap in AFTER_LAYERS else len(AFTER_LAYERS)

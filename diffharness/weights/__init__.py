@@ -1,0 +1,1 @@
+"""Weights of a model by their GGUF names, whatever they are stored in."""

@@ -1,0 +1,1 @@
+"""The architectures whose names and hyperparameters are known, by `general.architecture`."""

@@ -1,0 +1,126 @@
+"""How one architecture's names, layouts and hyperparameters translate between Hugging Face and GGUF.
+
+Each architecture is one `ArchMap` in one file of this package. `metadata` and `config` translate
+hyperparameters; `rules` lists every tensor that a model with those hyperparameters has, with its
+shape, the Hugging Face tensors that it is made of, and the layout between the two. From this list
+follow: reading a checkpoint in GGUF's terms, writing a checkpoint as GGUF, writing a GGUF as a
+checkpoint, and telling which tensors of a file are missing, extra or misshapen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from diffharness.weights.source import Float32Array, Metadata
+
+Config = Mapping[str, Any]  # config.json; the text model's part of it where it has several
+
+
+class Layout(Protocol):
+    """The change of layout between Hugging Face tensors and one GGUF tensor; exact in both directions."""
+
+    rowwise: bool  # rows of the GGUF tensor are the rows of the one Hugging Face tensor, in order
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array: ...
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]: ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The same values in the same order (reshaped to `shape` where the two differ)."""
+
+    rowwise: bool = True
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        return parts[0]
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        return [tensor]
+
+
+@dataclass(frozen=True)
+class AddOne:
+    """Gemma 1-3 keep norm weights as w - 1 in the checkpoint and as w in the GGUF; added in float32."""
+
+    rowwise: bool = False
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        return parts[0] + np.float32(1)
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        return [tensor - np.float32(1)]
+
+
+@dataclass(frozen=True)
+class RotaryPairs:
+    """Rows of each head from half-split order (Hugging Face) to interleaved pairs (ggml's NORM rope).
+
+    Applies to llama's Q and K, weights and biases: head row i of the first half becomes row 2i, of
+    the second half row 2i + 1. `n_head` is the number of heads of this very tensor (K: KV heads).
+    """
+
+    n_head: int
+    rowwise: bool = False
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        w = parts[0]
+        halves = w.reshape(self.n_head, 2, w.shape[0] // self.n_head // 2, *w.shape[1:])
+        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(w.shape)
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        w = tensor
+        pairs = w.reshape(self.n_head, w.shape[0] // self.n_head // 2, 2, *w.shape[1:])
+        return [np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(w.shape)]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One Hugging Face tensor per expert, stacked along a new first axis."""
+
+    rowwise: bool = False
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        return np.stack(parts)
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        return list(tensor)
+
+
+PLAIN = Plain()
+ADD_ONE = AddOne()
+STACK = Stack()
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """One tensor of a model: its GGUF name and shape, and what it is made of in the checkpoint.
+
+    `hf` names the Hugging Face tensors (one per expert under `STACK`); where a checkpoint may spell
+    a name in several ways, `aliases` lists the other spellings of `hf` as whole tuples, with the
+    layout that goes with each. A rule without `hf` is computed from the hyperparameters (`values`).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    hf: tuple[str, ...] = ()
+    layout: Layout = PLAIN
+    required: bool = True
+    aliases: tuple[tuple[tuple[str, ...], Layout], ...] = ()
+    values: Callable[[], Float32Array] | None = None
+
+
+@dataclass(frozen=True)
+class ArchMap:
+    """Everything that differs between Hugging Face's and GGUF's account of one architecture."""
+
+    arch: str  # `general.architecture`
+    model_types: tuple[str, ...]  # config.json's `model_type`, those of the text parts included
+    architectures: tuple[str, ...]  # the Hugging Face classes that it covers; the first is written
+    metadata: Callable[[Config], dict[str, Any]]  # GGUF keys of a config; raises CheckpointError
+    config: Callable[[Metadata], dict[str, Any]]  # and back, a config.json that transformers loads
+    rules: Callable[[Metadata], list[TensorRule]]  # every tensor such a model has
+    ignored: tuple[str, ...] = field(default=())  # prefixes of Hugging Face tensors left alone (vision, audio, rotary buffers)
