@@ -1,1 +1,55 @@
-"""The architectures whose names and hyperparameters are known, by `general.architecture`."""
+"""Names, layouts and hyperparameters between Hugging Face and GGUF, one module per architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from diffharness.errors import ArtifactFileError, CheckpointError
+from diffharness.weights.names import gemma2, gemma3, gemma4, llama, qwen2, qwen3, qwen3moe
+from diffharness.weights.names._map import ArchMap, Config, TensorRule
+
+MAPS: dict[str, ArchMap] = {
+    m.arch: m
+    for m in (gemma2.MAP, gemma3.MAP, gemma4.MAP, llama.MAP, qwen2.MAP, qwen3.MAP, qwen3moe.MAP)
+}
+
+__all__ = ["MAPS", "ArchMap", "TensorRule", "config_of_tensors", "for_arch", "for_config", "text_config"]
+
+
+def for_arch(arch: str) -> ArchMap:
+    """The map of `general.architecture`; ArtifactFileError names those that are known."""
+    if arch not in MAPS:
+        raise ArtifactFileError(
+            f"expected a known architecture, found {arch!r}", hint=f"known: {', '.join(sorted(MAPS))}"
+        )
+    return MAPS[arch]
+
+
+def for_config(config: Config) -> ArchMap:
+    """The map for a config.json; CheckpointError names the model types that are known."""
+    by_type = {model_type: arch_map for arch_map in MAPS.values() for model_type in arch_map.model_types}
+    outer, inner = config.get("model_type"), text_config(config).get("model_type")
+    for model_type in (outer, inner):
+        if isinstance(model_type, str) and model_type in by_type:
+            return by_type[model_type]
+    raise CheckpointError(
+        f"config.json: expected a known `model_type`, found {outer!r}", hint=f"known: {', '.join(sorted(by_type))}"
+    )
+
+
+def text_config(config: Config) -> Config:
+    """The text model's part of a config.json: `text_config` where there is one."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+def config_of_tensors(config: Config, tensors: Iterable[str]) -> dict[str, Any]:
+    """`config` with what only a model's tensors (GGUF names) tell: a tied head, biases."""
+    names = frozenset(tensors)
+    out = dict(config) | {"tie_word_embeddings": "output.weight" not in names}
+    if "blk.0.attn_output.bias" in names:
+        out["attention_bias"] = True
+    if "blk.0.ffn_down.bias" in names:
+        out["mlp_bias"] = True
+    return out

@@ -23,7 +23,10 @@ Config = Mapping[str, Any]  # config.json; the text model's part of it where it 
 class Layout(Protocol):
     """The change of layout between Hugging Face tensors and one GGUF tensor; exact in both directions."""
 
-    rowwise: bool  # rows of the GGUF tensor are the rows of the one Hugging Face tensor, in order
+    @property
+    def rowwise(self) -> bool:
+        """Rows of the GGUF tensor are the rows of the one Hugging Face tensor, in order."""
+        ...
 
     def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array: ...
     def to_hf(self, tensor: Float32Array) -> list[Float32Array]: ...
@@ -123,4 +126,4 @@ class ArchMap:
     metadata: Callable[[Config], dict[str, Any]]  # GGUF keys of a config; raises CheckpointError
     config: Callable[[Metadata], dict[str, Any]]  # and back, a config.json that transformers loads
     rules: Callable[[Metadata], list[TensorRule]]  # every tensor such a model has
-    ignored: tuple[str, ...] = field(default=())  # prefixes of Hugging Face tensors left alone (vision, audio, rotary buffers)
+    ignored: tuple[str, ...] = field(default=())  # prefixes of Hugging Face tensors left alone (vision, audio)

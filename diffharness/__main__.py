@@ -1,0 +1,6 @@
+"""`python -m diffharness`."""
+
+from diffharness.cli.main import main
+
+if __name__ == "__main__":
+    main()

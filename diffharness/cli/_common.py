@@ -1,0 +1,254 @@
+"""What the commands share: options declared once, and where results and progress go.
+
+Results go to standard output, progress and messages to standard error. `-` as the file of `--json`
+or `--markdown` stands for standard output, which then carries nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from diffharness.errors import BadInputError, OutputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+log = logging.getLogger("diffharness")
+STDOUT = Path("-")
+
+# ---- options
+
+
+def _set_level(level: int) -> None:
+    log.setLevel(level)
+
+
+def _on_quiet(quiet: bool) -> bool:
+    if quiet:
+        _set_level(logging.ERROR)
+    return quiet
+
+
+def _on_verbose(count: int) -> int:
+    if count:
+        _set_level(logging.DEBUG if count > 1 else logging.INFO)
+    return count
+
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]", help="A GGUF: a path, or hf://owner/repo/file.gguf.", show_default="the embedded model"
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="DIR", help="The Hugging Face folder that MODEL claims to come from."),
+]
+FixtureOption = Annotated[
+    str | None,
+    typer.Option("--fixture", metavar="NAME|FILE", help="The tokens: a shipped text's name, or a fixture file."),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option("--tokens", metavar="N", min=2, help="Take the fixture's first N tokens; score their second half."),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Tolerances, instead of the shipped ones."),
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="NAME|FILE", help="Engine settings: a name under configs/engines, or a file."),
+]
+EnginesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine", metavar="NAME|FILE", help="Engine settings: a name under configs/engines, or a file. Repeatable."
+    ),
+]
+OverrideKvOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override-kv",
+        metavar="KEY=TYPE:VALUE",
+        help="Replace a metadata key for the engine only, in llama.cpp's own syntax. Repeatable.",
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="Where the reference runs: cpu, cuda, cuda:1, mps.")
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="Threads of engine and reference.", show_default="all cores"),
+]
+DtypeOption = Annotated[
+    Literal["float32", "float64"], typer.Option("--dtype", help="What the reference computes in.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Keep the run folder here: record, captures, reports."),
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the record as JSON; - for standard output.")
+]
+MarkdownOption = Annotated[
+    Path | None,
+    typer.Option("--markdown", metavar="FILE", help="Write the report as Markdown; - for standard output."),
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_on_quiet, help="No progress, only the result.")
+]
+VerboseOption = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, callback=_on_verbose, show_default=False,
+        help="Say more; twice for tracebacks and the engine's own log.",
+    ),
+]  # fmt: skip
+
+# ---- consoles
+
+
+def progress_console(quiet: bool = False) -> Console:
+    """Standard error, for progress and messages."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet, highlight=False)
+
+
+def result_console(*targets: Path | None) -> Console:
+    """Standard output for the human's result; silent where a file option has taken standard output."""
+    from rich.console import Console
+
+    return Console(quiet=taken(*targets), highlight=False)
+
+
+def taken(*targets: Path | None) -> bool:
+    """Whether one of the file options is `-`; BadInputError if more than one is."""
+    dashes = [target for target in targets if target == STDOUT]
+    if len(dashes) > 1:
+        raise BadInputError(
+            "expected at most one of --json and --markdown to be -, found both",
+            hint="standard output carries one of them: give the other a file",
+        )
+    return bool(dashes)
+
+
+# ---- files
+
+
+def emit(target: Path | None, text: str) -> None:
+    """Write a result to a file, or to standard output for `-`; nothing for None."""
+    if target is None:
+        return
+    if target == STDOUT:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    else:
+        write_text(target, text if text.endswith("\n") else text + "\n")
+
+
+@contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="give a place that exists, may be written to, and has room",
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: beside its place first, then renamed. OutputError if it cannot be."""
+    with _output_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(part, 0o666 & ~_umask())
+            os.replace(part, path)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def require_writable(*targets: Path | None) -> None:
+    """Fail before the work rather than after it: OutputError if a file could not be made at one of `targets`."""
+    for path in targets:
+        if path is None or path == STDOUT:
+            continue
+        with _output_errors(path):
+            if path.is_dir():
+                raise IsADirectoryError(21, "it is a folder")
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made if need be, with a check that files can be made in it. OutputError if not."""
+    with _output_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    return path
+
+
+# ---- models
+
+
+def model_path(model: str) -> Path:
+    """The file behind MODEL: a path as it is, `hf://owner/repo[@revision]/file.gguf` through huggingface_hub.
+
+    Of a split file (`-00001-of-0000N`) all parts are fetched. BadInputError if it cannot be had.
+    """
+    if not model.startswith("hf://"):
+        return Path(model)
+    parts = model.removeprefix("hf://").split("/", 2)
+    if len(parts) != 3 or not all(parts):
+        raise BadInputError(f"expected hf://owner/repo/file.gguf, found {model}")
+    owner, name, file = parts
+    name, _, revision = name.partition("@")
+
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        paths = [hf_hub_download(f"{owner}/{name}", part, revision=revision or None) for part in split_parts(file)]
+    except LocalEntryNotFoundError as error:  # before its base class: no network, or offline mode
+        raise BadInputError(
+            f"{model} is not in the local cache, and the hub cannot be reached",
+            hint="download it elsewhere and give its path",
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise BadInputError(
+            f"cannot get {model}: {str(error).strip().splitlines()[0]}",
+            hint="check owner, repo and file; for a private one, log in with `hf auth login`",
+        ) from error
+    return Path(paths[0])
+
+
+def split_parts(file: str) -> list[str]:
+    """Every part's name of a split GGUF, first part first; `[file]` where it is not split."""
+    stem, dash, count = file.removesuffix(".gguf").rpartition("-of-")
+    if not dash or not count.isdigit() or not stem[-5:].isdigit():
+        return [file]
+    return [f"{stem[:-5]}{i:05d}-of-{count}.gguf" for i in range(1, int(count) + 1)]

@@ -1,0 +1,54 @@
+"""`diffharness archs`: the architectures that are supported, and what of each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from diffharness.cli._common import JsonOption, VerboseOption, emit, result_console
+
+PARTS = ("reference", "engine", "checkpoint")
+
+
+def archs(json_file: JsonOption = None, verbose: VerboseOption = 0) -> None:
+    """List the architectures that are supported, and what of each.
+
+    `reference`: our own forward; `engine`: the engine's node names are mapped to taps; `checkpoint`:
+    names, layouts and hyperparameters translate to and from Hugging Face's.
+    """
+    from rich.table import Table
+
+    rows = supported()
+    emit(json_file, json.dumps(rows, indent=2))
+    table = Table("arch", "config.json's model_type", *PARTS, "what", box=None, pad_edge=False)
+    for row in rows:
+        marks = ["yes" if row[part] else "no" for part in PARTS]
+        table.add_row(row["arch"], "\n".join(row["model_types"]), *marks, row["what"])
+    result_console(json_file).print(table)
+
+
+def supported() -> list[dict[str, Any]]:
+    """One entry for each architecture, sorted by name."""
+    from diffharness.engine.nodes import BY_NAME
+    from diffharness.reference.archs import BUILD
+    from diffharness.weights.names import MAPS
+
+    return [
+        {
+            "arch": arch,
+            "what": _first_line(BUILD[arch]) if arch in BUILD else "",
+            "model_types": list(MAPS[arch].model_types) if arch in MAPS else [],
+            "classes": list(MAPS[arch].architectures) if arch in MAPS else [],
+            "reference": arch in BUILD,
+            "engine": arch in BY_NAME,
+            "checkpoint": arch in MAPS,
+        }
+        for arch in sorted(MAPS.keys() | BUILD.keys() | BY_NAME.keys())
+    ]
+
+
+def _first_line(build: Any) -> str:
+    """The first line of the file that an architecture's forward is in."""
+    lines = (sys.modules[build.__module__].__doc__ or "").strip().splitlines()
+    return lines[0].rstrip(".") if lines else ""

@@ -1,0 +1,117 @@
+"""The command line: commands by name, and one place where every error becomes a message and an exit code.
+
+Exit codes: 0 agree or done, 1 a verdict against engine, artifact or tokens, 2 bad usage or unreadable
+input, 125 inconclusive, 70 internal error, 130 interrupted, 141 standard output was closed early,
+143 terminated.
+
+Modules of commands import what is heavy (torch, the engine) inside the command, so that `--help` and
+`--version` answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from diffharness import __version__
+from diffharness.cli import archs, doctor
+from diffharness.cli._common import log
+from diffharness.errors import DiffharnessError
+
+INTERNAL_ERROR = 70
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def _say(*lines: str | None) -> None:
+    for line in lines:
+        if line:
+            print(line, file=sys.stderr)
+
+
+def _traceback_if_asked() -> None:
+    if log.isEnabledFor(logging.DEBUG):
+        traceback.print_exc()
+
+
+class Commands(TyperGroup):
+    """The top-level group: errors raised on purpose end a command with their own exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except DiffharnessError as error:
+            _traceback_if_asked()
+            _say(f"error: {error.message}", error.hint and f"hint: {error.hint}")
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _say("interrupted")
+            raise typer.Exit(INTERRUPTED) from error
+        except BrokenPipeError as error:
+            # Nobody reads on; keep Python's own flush at exit from complaining about it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(BROKEN_PIPE) from error
+
+
+app = typer.Typer(
+    name="diffharness",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Differential runs of GGUF models: llama.cpp against an independent forward, on the same tokens.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"diffharness {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("archs")(archs.archs)
+app.command("doctor")(doctor.doctor)
+
+
+def _on_terminate(number: int, frame: FrameType | None) -> None:
+    """End as on Ctrl-C, so that workers are stopped and half-written files removed on the way out."""
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.WARNING)
+    try:
+        app()
+    except Exception as error:  # the outermost edge: whatever nobody foresaw
+        _traceback_if_asked()
+        said = (str(error).strip().splitlines() or ["no message"])[0]
+        _say(f"internal error: {type(error).__name__}: {said}; run with -vv for the traceback")
+        sys.exit(INTERNAL_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Two sides' taps compared while they stream by: only sums per token are kept, never the values.
+
+The reference yields a tap's rows block by block; the engine's rows come from its capture. For each
+tap there are up to two comparisons: *own*, end to end, and *local*, where the reference layer was fed
+the engine's own layer input. NMSE is the definition of `diffharness.metrics`, the reference below
+the line; a value that is not finite makes the error infinite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffharness.errors import InconclusiveError
+from diffharness.metrics import LogitComparison
+from diffharness.records import LogitStats, TapRow, Unmatched
+from diffharness.taps import graph_order, split
+
+FloatArray = NDArray[np.floating[Any]]
+Float64Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+# A token whose values nearly cancel has no scale of its own to measure an error against: the float
+# noise in it comes from operands of the usual size. Such tokens are measured against this share of
+# the median token's power.
+QUIET_SHARE = 1e-2
+_BLOCK_ELEMENTS = 1 << 21
+
+
+class _Sums:
+    """Per-token sums of one comparison of [n_tokens, width] values."""
+
+    def __init__(self, n_tokens: int) -> None:
+        self.seen: BoolArray = np.zeros(n_tokens, dtype=np.bool_)
+        self.error = np.zeros(n_tokens)
+        self.power = np.zeros(n_tokens)
+        self.dot = self.power_a = self.max_abs = 0.0
+
+    def add(self, start: int, a: FloatArray, b: FloatArray) -> None:
+        step = max(1, _BLOCK_ELEMENTS // max(1, a.shape[1]))
+        for i in range(0, len(a), step):
+            self._add(start + i, a[i : i + step], b[i : i + step])
+
+    def _add(self, start: int, a: FloatArray, b: FloatArray) -> None:
+        rows = slice(start, start + len(a))
+        x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            self.dot += float(np.vdot(x, y))
+            self.power_a += float(np.vdot(x, x))
+            self.power[rows] = np.einsum("ij,ij->i", y, y)
+            difference = x - y
+            self.error[rows] = np.einsum("ij,ij->i", difference, difference)
+            largest = float(np.abs(difference).max(initial=0.0))
+        self.max_abs = max(self.max_abs, largest) if np.isfinite(largest) else float("inf")
+        self.seen[rows] = True
+
+    def nmse(self, keep: BoolArray | None = None) -> float:
+        use = self.seen if keep is None else self.seen & keep
+        if not use.any():
+            return 0.0
+        return float(_ratio(self.error[use].sum(keepdims=True), self.power[use].sum(keepdims=True))[0])
+
+    def per_token(self) -> Float64Array:
+        """NMSE by token [n_tokens], quiet tokens against the usual power; 0 for tokens not seen."""
+        result = np.zeros(len(self.seen))
+        if self.seen.any():
+            power = self.power[self.seen]
+            finite = power[np.isfinite(power)]
+            least = QUIET_SHARE * float(np.median(finite)) if finite.size else 0.0
+            result[self.seen] = _ratio(self.error[self.seen], np.maximum(power, least))
+        return result
+
+    def cosine(self) -> float:
+        power_b = float(self.power[self.seen].sum())
+        if not np.isfinite([self.dot, self.power_a, power_b]).all():
+            return 0.0
+        if self.power_a == 0.0 or power_b == 0.0:
+            return 1.0 if self.power_a == power_b else 0.0
+        return float(np.clip(self.dot / np.sqrt(self.power_a) / np.sqrt(power_b), -1.0, 1.0))
+
+
+def _ratio(error: Float64Array, power: Float64Array) -> Float64Array:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = np.where(error == 0.0, 0.0, error / power)
+    return np.where(np.isfinite(error) & np.isfinite(power), ratio, np.inf)
+
+
+@dataclass
+class TapErrors:
+    """What is known of one tap. `local` is None where the reference had no local value to give."""
+
+    tap: str
+    own: _Sums | None
+    local: _Sums | None
+    non_finite: dict[str, int] = field(default_factory=lambda: {"engine": 0, "reference": 0})
+
+    @property
+    def judged(self) -> _Sums:
+        """The comparison that decides: local where there is one."""
+        sums = self.local or self.own
+        assert sums is not None, "a tap without any comparison is never made"
+        return sums
+
+    def row(
+        self, floor: float | None = None, token_floor: float | None = None, keep: BoolArray | None = None
+    ) -> TapRow:
+        """The tap as a row of the table; `keep` [n_tokens] leaves tokens out of the judgement.
+
+        Without floors nothing is judged: `ok` and `first_token` stay null.
+        """
+        tokens = self.judged.per_token()
+        if keep is not None:
+            tokens = np.where(keep, tokens, 0.0)
+        worst = int(tokens.argmax()) if tokens.size else None
+        local = self.local.nmse(keep) if self.local else None
+        whole = self.own or self.judged
+        row = TapRow(
+            tap=self.tap,
+            nmse=self.own.nmse() if self.own else None,
+            nmse_local=local,
+            cos=whole.cosine(),
+            max_abs=whole.max_abs,
+            worst_token=worst,
+            worst_token_nmse=None if worst is None else float(tokens[worst]),
+            floor=floor,
+            left_out=0 if keep is None else int((self.judged.seen & ~keep).sum()),
+        )
+        if floor is not None and token_floor is not None:
+            above = np.flatnonzero(~(tokens <= token_floor))
+            row.ok = bool(above.size == 0 and self.judged.nmse(keep) <= floor)
+            if not row.ok:
+                row.first_token = int(above[0]) if above.size else worst
+        return row
+
+
+class TapComparison:
+    """Feed it every tap as the reference streams by; read rows in graph order at the end.
+
+    `top_k` is the number of experts used per token, where the model routes: from `moe_logits` it
+    follows which tokens took other experts on the two sides.
+    """
+
+    def __init__(self, n_tokens: int, *, top_k: int | None = None) -> None:
+        self.n_tokens = n_tokens
+        self._top_k = top_k
+        self._taps: dict[str, TapErrors] = {}
+        self._flips: dict[int, BoolArray] = {}  # by layer: tokens whose local choice of experts differs
+
+    def feed(
+        self,
+        tap: str,
+        start: int,
+        engine: FloatArray,
+        own: FloatArray | None,
+        local: FloatArray | None = None,
+    ) -> None:
+        """Rows start .. start + len(engine) of one tap, each [rows, width]; in any order, each row once."""
+        if own is None and local is None:
+            raise ValueError(f"{tap}: neither an own nor a local value to compare with")
+        for side in (own, local):
+            if side is not None and side.shape != engine.shape:
+                raise InconclusiveError(
+                    f"{tap}: the engine's value has shape {engine.shape}, the reference's {side.shape}",
+                    hint="the map from ggml's node names to taps does not fit this engine build",
+                )
+        if start < 0 or start + len(engine) > self.n_tokens:
+            raise ValueError(f"{tap}: rows {start} to {start + len(engine)} lie outside of {self.n_tokens} tokens")
+        entry = self._taps.get(tap)
+        if entry is None:
+            entry = self._taps[tap] = TapErrors(
+                tap,
+                _Sums(self.n_tokens) if own is not None else None,
+                _Sums(self.n_tokens) if local is not None else None,
+            )
+        entry.non_finite["engine"] += int((~np.isfinite(engine)).sum())
+        reference = own if own is not None else local
+        assert reference is not None
+        entry.non_finite["reference"] += int((~np.isfinite(reference)).sum())
+        if own is not None and entry.own is not None:
+            entry.own.add(start, engine, own)
+        if local is not None and entry.local is not None:
+            entry.local.add(start, engine, local)
+        layer, name = split(tap)
+        if name == "moe_logits" and layer is not None and local is not None and self._top_k:
+            flips = self._flips.setdefault(layer, np.zeros(self.n_tokens, dtype=np.bool_))
+            flips[start : start + len(engine)] = other_experts(engine, local, self._top_k)
+
+    @property
+    def taps(self) -> list[TapErrors]:
+        """Everything fed, in graph order."""
+        return [self._taps[name] for name in sorted(self._taps, key=graph_order)]
+
+    def get(self, tap: str) -> TapErrors | None:
+        return self._taps.get(tap)
+
+    def flipped(self, layer: int) -> BoolArray | None:
+        """Tokens of a layer whose experts differ between engine and local reference; None without a router."""
+        return self._flips.get(layer)
+
+
+def other_experts(a: FloatArray, b: FloatArray, top_k: int) -> BoolArray:
+    """Which rows of [n, n_expert] router logits choose another set of `top_k` experts: [n]."""
+    k = min(top_k, a.shape[1])
+
+    def chosen(x: FloatArray) -> NDArray[np.int64]:
+        return np.sort(np.argsort(-x, axis=1, kind="stable")[:, :k], axis=1)
+
+    return np.asarray((chosen(a) != chosen(b)).any(axis=1))
+
+
+def unmatched(engine: Iterable[str], reference: Iterable[str]) -> Unmatched:
+    """Taps that only one side has, in graph order; InconclusiveError if the two share none."""
+    ours, theirs = set(reference), set(engine)
+    if not ours & theirs:
+        raise InconclusiveError(
+            f"no tap of the engine matches one of the reference: engine {_some(theirs)}; reference {_some(ours)}",
+            hint="the map from ggml's node names to taps does not fit this engine build or architecture",
+        )
+    return Unmatched(
+        engine=sorted(theirs - ours, key=graph_order),
+        reference=sorted(ours - theirs, key=graph_order),
+    )
+
+
+def _some(names: set[str], most: int = 12) -> str:
+    if not names:
+        return "has none"
+    shown = sorted(names, key=graph_order)[:most]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def logit_stats(comparison: LogitComparison) -> LogitStats:
+    """The record's part of a comparison of logits."""
+    return LogitStats(
+        nmse=comparison.nmse,
+        kl_mean=comparison.kl_mean,
+        kl_p99=comparison.kl_p99,
+        kl_max=comparison.kl_max,
+        top1=comparison.top1,
+        n=int(comparison.rows.size),
+    )

@@ -1,0 +1,408 @@
+"""The run record: everything that a run found, as one JSON document (schema `diffharness.run/1`).
+
+Fields may be added under this schema, none renamed and none removed. Numbers that JSON has no word
+for are written as the strings "inf", "-inf" and "nan", and read back as floats; inside `evidence`
+they stay strings. Tokens are rows of the flattened fixture: chunk after chunk, counted from 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
+
+from diffharness.errors import BadInputError
+
+SCHEMA = "diffharness.run/1"
+
+VerdictKind = Literal[
+    "agree",
+    "engine.graph",
+    "engine.kernel",
+    "engine.settings",
+    "engine.crash",
+    "artifact.weights",
+    "artifact.metadata",
+    "artifact.lineage",
+    "artifact.file",
+    "tokens",
+    "inconclusive",
+]
+LegName = Literal["graph", "kernel", "settings", "artifact", "tokens"]
+Status = Literal["pass", "fail", "not_run"]
+LEG_NAMES: tuple[LegName, ...] = ("tokens", "graph", "kernel", "settings", "artifact")
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(float(value))
+
+
+Number = Annotated[
+    float,
+    PlainSerializer(_json_number, return_type=float | str, when_used="json"),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["inf", "-inf", "nan"]}]}),
+]
+"""A float that may be infinite or not a number."""
+
+
+def plain(value: object) -> Any:
+    """`value` in JSON's own types: numpy scalars and arrays unpacked, tuples as lists, inf and nan as strings."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return _json_number(float(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):  # numpy, which this layer does not import
+        return plain(value.tolist())
+    return str(value)
+
+
+PlainDict = Annotated[dict[str, Any], BeforeValidator(plain)]
+"""A JSON object of any content; Python and numpy values are made plain on the way in."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+
+class Verdict(_Part):
+    """What the run concludes: `primary` is what to act on first, `all` everything that holds."""
+
+    primary: VerdictKind
+    all: list[VerdictKind]
+    summary: str
+    next_step: str | None = None
+
+
+class Divergence(_Part):
+    """The first place, in order of computation, where two sides part."""
+
+    leg: LegName
+    tap: str
+    layer: int | None = None
+    token: int | None = None
+    position: int | None = Field(default=None, description="the token's position within its chunk")
+    nmse: Number | None = None
+    nmse_local: Number | None = None
+
+
+class LogitStats(_Part):
+    """Logits of one side against the other's, over the scored positions; KL in nats, the reference side first."""
+
+    nmse: Number
+    kl_mean: Number
+    kl_p99: Number
+    kl_max: Number
+    top1: Number = Field(description="share of positions whose most likely token is the same, 0 to 1")
+    n: int = Field(default=0, description="positions compared")
+
+
+class TapRow(_Part):
+    """One tap, compared over every token. NMSE = sum (a-b)^2 / sum b^2 with b the reference."""
+
+    tap: str
+    nmse: Number | None = Field(description="end to end: the reference ran on its own layer inputs")
+    nmse_local: Number | None = Field(default=None, description="the reference layer was fed the engine's layer input")
+    cos: Number | None = None
+    max_abs: Number | None = None
+    worst_token: int | None = Field(default=None, description="the token with the largest (local) NMSE")
+    worst_token_nmse: Number | None = None
+    floor: Number | None = Field(default=None, description="what nmse_local may be at most")
+    ok: bool | None = None
+    first_token: int | None = Field(default=None, description="the first token above its floor")
+    left_out: int = Field(default=0, description="tokens not judged here: a near tie of the router went the other way")
+    nmse_control: Number | None = Field(default=None, description="artifact leg: the same for the control")
+
+
+class Unmatched(_Part):
+    """Taps that only one side exposed."""
+
+    engine: list[str] = []
+    reference: list[str] = []
+
+
+class LayerRow(_Part):
+    """The worst local tap of one layer."""
+
+    layer: int
+    kind: str = Field(description="`global`, `sliding`, ... as the architecture calls it")
+    nmse_local: Number
+    tap: str | None
+    ok: bool
+
+
+class PositionRow(_Part):
+    """The worst local NMSE of any tap over the tokens at positions start .. stop - 1 of their chunks."""
+
+    start: int
+    stop: int
+    nmse_local: Number
+    tap: str | None = None
+    kl_mean: Number | None = Field(default=None, description="of the scored positions in this range")
+    ok: bool
+
+
+class GraphPass(_Part):
+    """The graph leg's outcome under one arithmetic of the reference."""
+
+    arithmetic: list[str] = Field(default=[], description="ggml conventions that were on; empty: as defined")
+    ok: bool
+    logits: LogitStats | None = None
+    worst_local: Number | None = None
+    worst_tap: str | None = None
+    failing: list[str] = Field(default=[], description="taps above their local floor, in graph order")
+
+
+class Leg(_Part):
+    """One question. `reason` says why a leg did not run, or what else the reader must know."""
+
+    status: Status = "not_run"
+    reason: str | None = None
+    logits: LogitStats | None = None
+    taps: list[TapRow] = []
+
+
+class GraphLeg(Leg):
+    """Strict engine against the reference on the same weights: only the graph can differ."""
+
+    unmatched: Unmatched = Unmatched()
+    per_layer: list[LayerRow] = []
+    per_position: list[PositionRow] = []
+    affected: str | None = Field(default=None, description="which layers and positions a failure touches")
+    conventions: list[str] = Field(default=[], description="ggml conventions without which the leg would not pass")
+    as_defined: GraphPass | None = None
+    with_conventions: GraphPass | None = None
+    router_ties: int = Field(default=0, description="tokens times layers whose expert choice flipped on a near tie")
+
+
+class NodeRow(_Part):
+    """One graph node, recomputed from the inputs that the engine gave it."""
+
+    node: str
+    op: str
+    type: str
+    nmse: Number
+
+
+class KernelLeg(Leg):
+    """Native engine. Until nodes are replayed, `logits` holds native against strict, as numbers only."""
+
+    nodes_replayed: int = 0
+    nodes_total: int = 0
+    worst: list[NodeRow] = []
+
+
+class SettingsPair(_Part):
+    """The same engine twice, under settings that must not matter."""
+
+    a: str
+    b: str
+    ok: bool
+    logits: LogitStats | None = None
+    nmse: Number
+    floor: Number
+    first_tap: str | None = None
+    first_token: int | None = None
+
+
+class SettingsLeg(Leg):
+    """The engine against itself."""
+
+    pairs: list[SettingsPair] = []
+
+
+class TensorRow(_Part):
+    """One tensor of the artifact against the checkpoint's; relative errors are NMSE over the whole tensor."""
+
+    name: str
+    type: str
+    layer: int | None = None
+    klass: str = Field(description="the name without its layer, such as `attn_q.weight`")
+    error: Number = Field(description="artifact against checkpoint")
+    control: Number | None = Field(default=None, description="the checkpoint's own tensor quantized to the same type")
+    limit: Number = Field(description="what `error` may be at most")
+    cos: Number | None = None
+    non_finite: int = 0
+    damaged: bool = False
+
+
+class MetadataRow(_Part):
+    """One key on which artifact and checkpoint differ."""
+
+    key: str
+    artifact: Any = None
+    checkpoint: Any = None
+    used: bool = Field(description="the forward reads this key")
+    repaired_ppl: Number | None = Field(default=None, description="the artifact's perplexity with the other value")
+
+
+class ArtifactLeg(Leg):
+    """Reference on the artifact against reference on the checkpoint, and tensor by tensor."""
+
+    control: LogitStats | None = Field(default=None, description="the same for a fresh quantization to the same types")
+    tensors: list[TensorRow] = []
+    metadata: list[MetadataRow] = []
+    missing: list[str] = Field(default=[], description="tensors that only the checkpoint has")
+    extra: list[str] = Field(default=[], description="tensors that only the artifact has")
+    pattern: str | None = Field(default=None, description="which layers and classes are damaged")
+
+
+class TokenDifference(_Part):
+    """Where two tokenizations of one text part; an id is null where that side has ended."""
+
+    position: int
+    checkpoint_id: int | None = None
+    artifact_id: int | None = None
+    checkpoint_text: str | None = None
+    artifact_text: str | None = None
+
+
+class TokensLeg(Leg):
+    """The checkpoint's tokenizer against the artifact's vocabulary in the engine, on the fixture's text."""
+
+    compared: int = 0
+    first_difference: TokenDifference | None = None
+
+
+class Legs(_Part):
+    graph: GraphLeg = GraphLeg()
+    kernel: KernelLeg = KernelLeg()
+    settings: SettingsLeg = SettingsLeg()
+    artifact: ArtifactLeg = ArtifactLeg()
+    tokens: TokensLeg = TokensLeg()
+
+    def get(self, name: LegName) -> Leg:
+        leg: Leg = getattr(self, name)
+        return leg
+
+
+class Score(_Part):
+    """Teacher-forced perplexity over the scored positions; `nll` is the mean in nats."""
+
+    ppl: Number
+    nll: Number
+    n: int = 0
+
+
+class Scores(_Part):
+    """`reference`: artifact, checkpoint, control. `engine`: native, strict."""
+
+    reference: dict[str, Score] = {}
+    engine: dict[str, Score] = {}
+
+
+class Finding(_Part):
+    """One piece of evidence. `kind` is the verdict that it speaks for, null for information."""
+
+    kind: VerdictKind | None
+    leg: LegName | None
+    message: str
+    evidence: PlainDict = {}
+    next_step: str | None = Field(default=None, description="a command that would tell more")
+
+
+class ArtifactSubject(_Part):
+    path: str
+    sha256: str | None = None
+    arch: str | None = None
+    name: str | None = None
+    types: dict[str, int] = Field(default={}, description="tensors by type")
+    n_tensors: int | None = None
+    n_params: int | None = None
+    n_bytes: int | None = None
+
+
+class CheckpointSubject(_Part):
+    path: str
+    sha256: str | None = None
+    arch: str | None = None
+    model_type: str | None = None
+    types: dict[str, int] = {}
+    ignored: list[str] = []
+
+
+class FixtureSubject(_Part):
+    name: str
+    n_tokens: int
+    n_scored: int
+    chunk: int | None = None
+    sha256: str | None = Field(default=None, description="of the ids")
+    text_sha256: str | None = None
+    provenance: str | None = None
+
+
+class EngineSubject(_Part):
+    version: str | None = None
+    commit: str | None = None
+    settings: PlainDict = {}
+    overrides: list[str] = []
+    system_info: str | None = None
+
+
+class Subject(_Part):
+    """What was under test, and on what machine."""
+
+    artifact: ArtifactSubject
+    checkpoint: CheckpointSubject | None = None
+    fixture: FixtureSubject | None = None
+    engine: EngineSubject | None = None
+    machine: PlainDict = {}
+
+
+class RunRecord(_Part):
+    """One run: the verdict, the legs behind it, and what it takes to do it again."""
+
+    schema_: Literal["diffharness.run/1"] = Field(default="diffharness.run/1", alias="schema")
+    verdict: Verdict
+    first_divergence: Divergence | None = None
+    legs: Legs = Legs()
+    scores: Scores = Scores()
+    findings: list[Finding] = []
+    subject: Subject
+    repro: str = ""
+    timings: dict[str, Number] = Field(default={}, description="seconds by step")
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The record as JSON text, strictly within the standard."""
+        return json.dumps(self.model_dump(mode="json"), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def parse_record(text: str, where: str = "the run record") -> RunRecord:
+    """A record back from its JSON; BadInputError if it is none, or of another schema."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{where}: expected a JSON run record, found {error}") from error
+    found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+    if found != SCHEMA:
+        raise BadInputError(
+            f"{where}: expected schema {SCHEMA!r}, found {found!r}",
+            hint="make the run again with this version, or read it with the version that wrote it",
+        )
+    try:
+        return RunRecord.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BadInputError(
+            f"{where}: not a valid {SCHEMA} record: {place}: {first['msg']} ({error.error_count()} problems)"
+        ) from error
+
+
+def load_record(path: Path) -> RunRecord:
+    """The record in a file, or in a run folder's `run.json`."""
+    file = path / "run.json" if path.is_dir() else path
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"cannot read the run record {file}: {error}") from error
+    return parse_record(text, str(file))

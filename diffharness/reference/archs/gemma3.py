@@ -1,0 +1,184 @@
+"""Gemma 3, text: 270M to 27B.
+
+Every layer is a sandwich: norm, attention, norm, add; norm, GeGLU, norm, add. Five layers slide for each global one;
+the two kinds have a rope base each, and what stretches the context (linear scaling) stretches the globals only.
+Queries and keys are normalised per head. GGUF keeps norm weights with their `1 +` added in, so they are plain factors
+here. Gemma 2 is the same without the norms of queries and keys and with capped scores; see `gemma2.py`.
+
+The scale of scores has no key that the engine's converter writes. It is 1/√head size, except in the 27B models,
+which are told by their number of layers: there it is 1/√(width / heads). A key `attention.scale` goes before both.
+Images and bidirectional attention are ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Self, TypedDict
+
+from torch import Tensor
+
+from diffharness.reference import ops
+from diffharness.reference.hparams import HyperParameters
+from diffharness.reference.model import State, Tap, Weights
+from diffharness.weights.source import Metadata
+
+
+class _Common(TypedDict):
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    eps: float
+    n_rot: int
+    global_rope_base: float
+    global_rope_scaling: ops.RopeScaling
+    attn_scale: float
+
+
+@dataclass(frozen=True)
+class Gemma3:
+    """Hyperparameters, and the forward that they parametrise."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    eps: float
+    window: tuple[int | None, ...]  # by layer: keys in sight, None for all
+    n_rot: int
+    global_rope_base: float
+    global_rope_scaling: ops.RopeScaling
+    sliding_rope_base: float
+    sliding_rope_scaling: ops.RopeScaling
+    attn_scale: float
+    attn_softcap: float | None
+    softcap: float | None
+
+    n_layer_27b: ClassVar[int] = 62  # the size whose scores are scaled otherwise
+    slides_by_default: ClassVar[int] = 6  # of this many layers all but the last slide
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """From GGUF keys; raises ArtifactFileError where one is missing or makes no sense."""
+        hp = HyperParameters(metadata)
+        return cls(
+            **cls._common(hp),
+            window=cls._windows(hp, hp.integer("attention.sliding_window", 0)),
+            sliding_rope_base=hp.number("rope.freq_base_swa", 10_000.0),
+            sliding_rope_scaling=ops.NO_SCALING,
+            attn_softcap=None,
+            softcap=hp.number("final_logit_softcapping", 0.0) or None,
+        )
+
+    @property
+    def uses_gelu(self) -> bool:
+        return True
+
+    def layer_kind(self, il: int) -> str:
+        return "global" if self.window[il] is None else "sliding"
+
+    def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor:
+        x = ops.embed(w, tokens) * math.sqrt(self.n_embd)
+        tap("token_embd", x)
+        return x
+
+    def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
+        blk = f"blk.{il}."
+        h = ops.rms_norm(x, w.get(blk + "attn_norm.weight"), self.eps)
+        tap("attn_norm", h)
+        h = self._attention(w, il, h, state, tap)
+        h = ops.rms_norm(h, w.get(blk + "post_attention_norm.weight"), self.eps)
+        tap("attn_post_norm", h)
+        x = x + h
+        tap("ffn_in", x)
+
+        h = ops.rms_norm(x, w.get(blk + "ffn_norm.weight"), self.eps)
+        tap("ffn_norm", h)
+        gate = ops.linear(h, w.get(blk + "ffn_gate.weight"))
+        tap("ffn_gate", gate)
+        up = ops.linear(h, w.get(blk + "ffn_up.weight"))
+        tap("ffn_up", up)
+        h = ops.gelu_tanh(gate, state.arithmetic) * up
+        tap("ffn_act", h)
+        h = ops.linear(h, w.get(blk + "ffn_down.weight"))
+        tap("ffn_out", h)
+        h = ops.rms_norm(h, w.get(blk + "post_ffw_norm.weight"), self.eps)
+        tap("ffn_post_norm", h)
+        x = x + h
+        tap("layer_out", x)
+        return x
+
+    def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor:
+        return ops.head(w, x, tap, eps=self.eps, cap=self.softcap)
+
+    # -- attention -----------------------------------------------------------------------------------
+
+    def _attention(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
+        blk = f"blk.{il}."
+        heads = []
+        for name, n_head in (("attn_q", self.n_head), ("attn_k", self.n_head_kv), ("attn_v", self.n_head_kv)):
+            y = ops.linear(x, w.get(f"{blk}{name}.weight"))
+            tap(name, y)
+            heads.append(ops.split_heads(y, n_head))
+        q, k = self._norm_heads(w, il, heads[0], heads[1], tap)
+        sliding = self.window[il] is not None
+        cos, sin = ops.rope_tables(
+            state.positions,
+            self.n_rot,
+            self.sliding_rope_base if sliding else self.global_rope_base,
+            scaling=self.sliding_rope_scaling if sliding else self.global_rope_scaling,
+            arithmetic=state.arithmetic,
+            dtype=x.dtype,
+        )
+        q = ops.apply_rope(q, cos, sin, interleaved=False)
+        tap("attn_q_rope", ops.join_heads(q))
+        k = ops.apply_rope(k, cos, sin, interleaved=False)
+        tap("attn_k_rope", ops.join_heads(k))
+        h = ops.attention(q, k, heads[2], scale=self.attn_scale, window=self.window[il], softcap=self.attn_softcap)
+        tap("attn_ctx", h)
+        h = ops.linear(h, w.get(blk + "attn_output.weight"))
+        tap("attn_out", h)
+        return h
+
+    def _norm_heads(self, w: Weights, il: int, q: Tensor, k: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
+        q = ops.rms_norm(q, w.get(f"blk.{il}.attn_q_norm.weight"), self.eps)
+        tap("attn_q_norm", ops.join_heads(q))
+        k = ops.rms_norm(k, w.get(f"blk.{il}.attn_k_norm.weight"), self.eps)
+        tap("attn_k_norm", ops.join_heads(k))
+        return q, k
+
+    # -- reading metadata ----------------------------------------------------------------------------
+
+    @classmethod
+    def _common(cls, hp: HyperParameters) -> _Common:
+        """What Gemma 2 reads in the same way."""
+        n_layer, n_embd, n_head = (
+            hp.count("block_count"),
+            hp.count("embedding_length"),
+            hp.count("attention.head_count"),
+        )
+        head_dim = hp.integer("attention.key_length", n_embd // n_head)
+        default_scale = (n_embd // n_head if n_layer == cls.n_layer_27b else head_dim) ** -0.5
+        return _Common(
+            n_layer=n_layer,
+            n_embd=n_embd,
+            n_head=n_head,
+            n_head_kv=hp.integer("attention.head_count_kv", n_head),
+            eps=hp.number("attention.layer_norm_rms_epsilon"),
+            n_rot=hp.integer("rope.dimension_count", head_dim),
+            global_rope_base=hp.number("rope.freq_base", 10_000.0),
+            global_rope_scaling=hp.rope_scaling(),
+            attn_scale=hp.number("attention.scale", default_scale),
+        )
+
+    @classmethod
+    def _windows(cls, hp: HyperParameters, window: int) -> tuple[int | None, ...]:
+        """By layer; the pattern is a truth value per layer, or the length of a period that ends with a global layer."""
+        n_layer = hp.count("block_count")
+        pattern = hp.metadata.get(hp.key("attention.sliding_window_pattern"), cls.slides_by_default)
+        if isinstance(pattern, int) and not isinstance(pattern, bool):
+            slides = tuple(pattern == 0 or il % pattern < pattern - 1 for il in range(n_layer))
+        else:
+            slides = hp.booleans("attention.sliding_window_pattern", n_layer)
+        return tuple(window if window > 0 and slide else None for slide in slides)

@@ -1,0 +1,150 @@
+"""`llama`: Llama 1 to 3, SmolLM2, Mistral, and Mixtral's experts.
+
+Pre-norm decoder: RMSNorm, rotary attention with grouped KV heads, SiLU-gated feed-forward. GGUF keeps Q and K
+permuted to interleaved rotary pairs, so rope here turns (2i, 2i + 1); Llama 3's frequency scaling is the tensor
+`rope_freqs`. Mistral's sliding window is part of the model although the engine's llama graph has none: it is
+applied where the metadata name it. Not supported: fused `attn_qkv`, LongRoPE factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import Tensor
+
+from diffharness.reference import ops
+from diffharness.reference.hparams import HyperParameters
+from diffharness.reference.model import State, Tap, Weights
+from diffharness.weights.source import Metadata
+
+
+@dataclass(frozen=True)
+class Llama:
+    """Hyperparameters, and the forward that they parametrise."""
+
+    n_layer: int
+    n_head: tuple[int, ...]  # by layer
+    n_head_kv: tuple[int, ...]
+    head_dim: int
+    eps: float
+    n_rot: int  # rotated components of a head
+    rope_base: float
+    rope_scaling: ops.RopeScaling
+    attn_scale: float
+    window: tuple[int | None, ...]  # by layer: keys in sight, None for all
+    n_expert: int  # 0: a dense feed-forward
+    n_expert_used: int
+    normalise_experts: bool  # weights of the routed experts sum to one
+
+    interleaved: ClassVar[bool] = True  # rope pairs (2i, 2i + 1)
+
+    @classmethod
+    def from_metadata(cls, metadata: Metadata) -> Self:
+        """Read GGUF keys; ArtifactFileError names a key that is missing or senseless."""
+        hp = HyperParameters(metadata)
+        n_layer = hp.count("block_count")
+        n_head = hp.integers("attention.head_count", n_layer)
+        head_dim = hp.integer("attention.key_length", hp.count("embedding_length") // max(1, n_head[0]))
+        n_expert = hp.integer("expert_count", 0)
+        return cls(
+            n_layer=n_layer,
+            n_head=n_head,
+            n_head_kv=hp.integers("attention.head_count_kv", n_layer, n_head[0]),
+            head_dim=head_dim,
+            eps=hp.number("attention.layer_norm_rms_epsilon"),
+            n_rot=hp.integer("rope.dimension_count", head_dim),
+            rope_base=hp.number("rope.freq_base", 10000.0),
+            rope_scaling=hp.rope_scaling(),
+            attn_scale=hp.number("attention.scale", 0.0) or head_dim**-0.5,
+            window=hp.windows(n_layer),
+            n_expert=n_expert,
+            n_expert_used=hp.count("expert_used_count") if n_expert else 0,
+            normalise_experts=hp.boolean("expert_weights_norm", True),
+        )
+
+    @property
+    def uses_gelu(self) -> bool:
+        return False
+
+    def layer_kind(self, il: int) -> str:
+        return "global" if self.window[il] is None else "sliding"
+
+    def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor:
+        x = ops.embed(w, tokens)
+        tap("token_embd", x)
+        return x
+
+    def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
+        x = x + self._attention(w, il, x, state, tap)
+        tap("ffn_in", x)
+        h = ops.rms_norm(x, w.get(f"blk.{il}.ffn_norm.weight"), self.eps)
+        tap("ffn_norm", h)
+        h = self._experts(w, il, h, tap) if self.n_expert else self._feed_forward(w, il, h, tap)
+        tap("ffn_out", h)
+        x = x + h
+        tap("layer_out", x)
+        return x
+
+    def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor:
+        return ops.head(w, x, tap, eps=self.eps)
+
+    # -- parts of a layer ------------------------------------------------------------------------------
+
+    def _attention(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
+        blk = f"blk.{il}."
+        h = ops.rms_norm(x, w.get(blk + "attn_norm.weight"), self.eps)
+        tap("attn_norm", h)
+        heads = []
+        n_kv = self.n_head_kv[il]
+        for name, n_head in (("attn_q", self.n_head[il]), ("attn_k", n_kv), ("attn_v", n_kv)):
+            y = ops.linear(h, w.get(f"{blk}{name}.weight"), w.find(f"{blk}{name}.bias"))
+            tap(name, y)
+            heads.append(ops.split_heads(y, n_head))
+        q, k = self._norm_heads(w, il, heads[0], heads[1], tap)
+        cos, sin = ops.rope_tables(
+            state.positions,
+            self.n_rot,
+            self.rope_base,
+            freq_factors=w.find("rope_freqs.weight"),
+            scaling=self.rope_scaling,
+            arithmetic=state.arithmetic,
+            dtype=x.dtype,
+        )
+        q = ops.apply_rope(q, cos, sin, interleaved=self.interleaved)
+        tap("attn_q_rope", ops.join_heads(q))
+        k = ops.apply_rope(k, cos, sin, interleaved=self.interleaved)
+        tap("attn_k_rope", ops.join_heads(k))
+        context = ops.attention(q, k, heads[2], scale=self.attn_scale, window=self.window[il])
+        tap("attn_ctx", context)
+        out = ops.linear(context, w.get(blk + "attn_output.weight"), w.find(blk + "attn_output.bias"))
+        tap("attn_out", out)
+        return out
+
+    def _norm_heads(self, w: Weights, il: int, q: Tensor, k: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
+        return q, k  # Qwen 3 has norms here
+
+    def _feed_forward(self, w: Weights, il: int, h: Tensor, tap: Tap) -> Tensor:
+        blk = f"blk.{il}."
+        gate = ops.linear(h, w.get(blk + "ffn_gate.weight"), w.find(blk + "ffn_gate.bias"))
+        tap("ffn_gate", gate)
+        up = ops.linear(h, w.get(blk + "ffn_up.weight"), w.find(blk + "ffn_up.bias"))
+        tap("ffn_up", up)
+        act = ops.silu(gate) * up
+        tap("ffn_act", act)
+        return ops.linear(act, w.get(blk + "ffn_down.weight"), w.find(blk + "ffn_down.bias"))
+
+    def _experts(self, w: Weights, il: int, h: Tensor, tap: Tap) -> Tensor:
+        blk = f"blk.{il}."
+        logits = ops.linear(h, w.get(blk + "ffn_gate_inp.weight"))
+        tap("moe_logits", logits)
+        weights, experts = ops.route(logits, self.n_expert_used, normalise=self.normalise_experts)
+
+        def expert(index: int, x: Tensor) -> Tensor:
+            gate = ops.linear(x, ops.expert_matrix(w, blk + "ffn_gate_exps.weight", index))
+            up = ops.linear(x, ops.expert_matrix(w, blk + "ffn_up_exps.weight", index))
+            return ops.linear(ops.silu(gate) * up, ops.expert_matrix(w, blk + "ffn_down_exps.weight", index))
+
+        out = ops.moe(h, weights, experts, expert)
+        tap("moe_experts", out)
+        return out

@@ -1,0 +1,23 @@
+"""`qwen3`: Qwen 2's forward without biases, with an RMSNorm of every Q and K head before the rotation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from diffharness.reference import ops
+from diffharness.reference.archs.qwen2 import Qwen2
+from diffharness.reference.model import Tap, Weights
+
+
+@dataclass(frozen=True)
+class Qwen3(Qwen2):
+    """Differs from Qwen 2 in the head norms, whose weight [head_dim] all heads of a layer share."""
+
+    def _norm_heads(self, w: Weights, il: int, q: Tensor, k: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
+        q = ops.rms_norm(q, w.get(f"blk.{il}.attn_q_norm.weight"), self.eps)
+        tap("attn_q_norm", ops.join_heads(q))
+        k = ops.rms_norm(k, w.get(f"blk.{il}.attn_k_norm.weight"), self.eps)
+        tap("attn_k_norm", ops.join_heads(k))
+        return q, k

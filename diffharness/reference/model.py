@@ -1,0 +1,99 @@
+"""What the reference runner and an architecture's file agree on.
+
+An architecture is a frozen dataclass of hyperparameters (`from_metadata`) with three functions:
+`embed`, `layer` and `head`. Everything has a leading batch axis: independent chunks of text, or the
+same chunk twice (once on the reference's own layer inputs, once on the engine's). Weights are asked
+for by GGUF name at the moment of use and let go after it, so that no more than a tensor or two of a
+layer are in memory. Nothing here disables autograd; the runner does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from diffharness.weights.source import Metadata
+
+Tap = Callable[[str, Tensor], None]
+"""Called with a tap's name (inside a layer without `blk.N.`) and its value [batch, tokens, width]."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """ggml's CPU arithmetic where it is coarser than float32 by design; all off in the definition."""
+
+    gelu_f16_table: bool = False  # GELU looked up by the float16 input, float16 results
+    rope_f32_angles: bool = False  # angles made in float32 by repeated multiplication
+
+    @property
+    def conventions(self) -> tuple[str, ...]:
+        """Names of the conventions that are on."""
+        return tuple(name for name, on in vars(self).items() if on)
+
+
+DEFINITION = Arithmetic()
+GGML = Arithmetic(gelu_f16_table=True, rope_f32_angles=True)
+
+
+class Weights(Protocol):
+    """Tensors by GGUF name, in the forward's dtype and on its device."""
+
+    def get(self, name: str) -> Tensor:
+        """The whole tensor; KeyError if the model has none of that name."""
+        ...
+
+    def find(self, name: str) -> Tensor | None:
+        """The whole tensor, or None if the model has none of that name."""
+        ...
+
+    def rows(self, name: str, rows: slice | Tensor) -> Tensor:
+        """Rows (or experts) of the first axis."""
+        ...
+
+    def has(self, name: str) -> bool: ...
+
+    def n_rows(self, name: str) -> int:
+        """Length of the first axis."""
+        ...
+
+
+@dataclass
+class State:
+    """What layers hand on beside the residual stream."""
+
+    positions: Tensor  # [tokens], int64
+    arithmetic: Arithmetic = DEFINITION
+    shared_kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer, where later layers reuse it
+    per_layer_inputs: Tensor | None = None  # [batch, tokens, n_layer, n_embd_per_layer] (Gemma 4 E models)
+
+
+class Model(Protocol):
+    """One architecture with one set of hyperparameters."""
+
+    @property
+    def n_layer(self) -> int: ...
+
+    @property
+    def uses_gelu(self) -> bool: ...
+
+    def layer_kind(self, il: int) -> str:
+        """`global`, `sliding`: what to call this layer in per-layer summaries."""
+        ...
+
+    def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor:
+        """Token ids [batch, tokens] to the first layer's input [batch, tokens, n_embd]."""
+        ...
+
+    def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
+        """One layer: residual stream in, residual stream out, both [batch, tokens, n_embd]."""
+        ...
+
+    def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor:
+        """Last layer's output to logits [batch, tokens, n_vocab]; the head's rows are read in chunks."""
+        ...
+
+
+BuildModel = Callable[[Metadata], Model]

@@ -1,0 +1,273 @@
+"""The arithmetic of a forward, as pure functions of torch tensors: any float dtype, any device, differentiable.
+
+Shapes: B batch, T tokens, H heads, D head size, E width of the residual stream. Angles of RoPE are made in
+float64 and then cast; where ggml's CPU arithmetic is coarser by design, `Arithmetic` asks for its convention.
+Dropout, KV caches and padding do not exist here: every chunk starts at an empty context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffharness.reference.model import DEFINITION, Arithmetic, Tap, Weights
+
+Activation = Callable[[Tensor], Tensor]
+
+_SCORES_BYTES = 64 << 20  # attention scores held at once, on the path that holds them
+_HEAD_BYTES = 64 << 20  # rows of the output head held at once
+
+
+# -- norms, projections, activations ---------------------------------------------------------------
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) over the last axis, times `weight` where there is one (no offset added)."""
+    y = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+    return y if weight is None else y * weight
+
+
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """x[..., in] times w[out, in] transposed, plus b[out]."""
+    return F.linear(x, w, b)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x · sigmoid(x)."""
+    return F.silu(x)
+
+
+def gelu_tanh(x: Tensor, arithmetic: Arithmetic = DEFINITION) -> Tensor:
+    """GELU in its tanh form: x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))).
+
+    With `gelu_f16_table`, what ggml's CPU backend gives (`ggml_vec_gelu_f32` in ggml-cpu/vec.h): the argument is
+    rounded to float16, the result too; at or below -10 it is 0, at or above 10 it is x itself, unrounded.
+    """
+    if not arithmetic.gelu_f16_table:
+        return F.gelu(x, approximate="tanh")
+    entry = F.gelu(x.to(torch.float16).float(), approximate="tanh").to(torch.float16).to(x.dtype)
+    return torch.where(x <= -10.0, torch.zeros_like(x), torch.where(x >= 10.0, x, entry))
+
+
+def softcap(x: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(x / cap), or x where there is no cap."""
+    if cap is None:
+        return x
+    if torch.is_grad_enabled():
+        return torch.tanh(x / cap) * cap
+    return (x / cap).tanh_().mul_(cap)  # logits are the largest tensor of a forward: one copy, not three
+
+
+# -- rotary position embedding -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How a model stretches its rotary embedding to longer contexts.
+
+    Linear: `freq_scale` = 1/factor, the rest as it stands. YaRN (Peng et al., 2023): dimensions that turn more
+    than `beta_fast` times within `n_ctx_orig` positions keep their frequency, those that turn less than
+    `beta_slow` times are interpolated, those between are mixed; `ext_factor` (1) weighs the former against plain
+    interpolation. `magnitude` multiplies sine and cosine: for YaRN 0.1 ln(factor) + 1 unless the model says.
+    Llama 3's scaling is not here: GGUF keeps it as a tensor of frequency divisors (`freq_factors`).
+    """
+
+    freq_scale: float = 1.0
+    ext_factor: float = 0.0
+    magnitude: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    n_ctx_orig: int = 0
+
+
+NO_SCALING = RopeScaling()
+
+
+def rope_tables(
+    positions: Tensor,
+    n_rot: int,
+    base: float,
+    *,
+    freq_factors: Tensor | None = None,
+    scaling: RopeScaling = NO_SCALING,
+    arithmetic: Arithmetic = DEFINITION,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each [T, n_rot / 2], for `positions` [T].
+
+    Pair i turns by position · base^(-2i/n_rot) / freq_factors[i], then `scaling`. With `rope_f32_angles` the
+    angles are made as ggml's CPU backend makes them (`ggml_rope_cache_init`, `rope_yarn` in ggml-cpu/ops.cpp):
+    in float32, each pair's from the one before by a multiplication.
+    """
+    work = torch.float32 if arithmetic.rope_f32_angles else torch.float64
+    device = positions.device
+    if arithmetic.rope_f32_angles:
+        step = torch.tensor(base, dtype=torch.float32).double().pow(-2.0 / n_rot).float().to(device)
+        theta = positions.to(work)
+        columns = []
+        for _ in range(n_rot // 2):
+            columns.append(theta)
+            theta = theta * step
+        angles = torch.stack(columns, dim=-1)
+    else:
+        exponents = torch.arange(0, n_rot, 2, dtype=work, device=device) / n_rot
+        angles = positions.to(work)[:, None] * torch.pow(torch.tensor(base, dtype=work, device=device), -exponents)
+    if freq_factors is not None:
+        angles = angles / freq_factors.to(device=device, dtype=work)
+    stretched = angles * scaling.freq_scale
+    if scaling.ext_factor != 0.0:
+        keep = _yarn_ramp(n_rot, base, scaling).to(device=device, dtype=work) * scaling.ext_factor
+        stretched = stretched * (1 - keep) + angles * keep
+    cos, sin = stretched.cos(), stretched.sin()
+    if scaling.magnitude != 1.0:
+        cos, sin = cos * scaling.magnitude, sin * scaling.magnitude
+    return cos.to(dtype), sin.to(dtype)
+
+
+def _yarn_ramp(n_rot: int, base: float, scaling: RopeScaling) -> Tensor:
+    """[n_rot / 2]: 1 where a pair keeps its own frequency, 0 where it is interpolated."""
+
+    def pair_that_turns(times: float) -> float:
+        return n_rot * math.log(scaling.n_ctx_orig / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(scaling.beta_slow)), n_rot - 1)
+    pairs = torch.arange(n_rot // 2, dtype=torch.float64)
+    return 1 - ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """Turn x [B, T, H, D] by tables [T, n_rot / 2]; head components from n_rot on pass through.
+
+    `interleaved` pairs components (2i, 2i + 1), ggml's NORM order, in which GGUF keeps llama's Q and K; otherwise
+    (i, i + n_rot/2), its NEOX order and Hugging Face's.
+    """
+    half = cos.shape[-1]
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+        out = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return out if rest.shape[-1] == 0 else torch.cat((out, rest), dim=-1)
+
+
+# -- attention ---------------------------------------------------------------------------------------
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None
+) -> Tensor:
+    """Causal attention of q [B, T, H, D] on k [B, T, Hkv, D] and v [B, T, Hkv, Dv]; [B, T, H · Dv].
+
+    Query head h reads KV head h // (H / Hkv). Query i sees keys j ≤ i, and with a `window` only those with
+    i - j < window. `softcap` caps the scaled scores before the mask.
+    """
+    n_batch, n_tokens, n_head, _ = q.shape
+    if window is not None and window >= n_tokens:
+        window = None  # every earlier key is inside
+    qh, kh, vh = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, T, D]
+    if window is None and softcap is None:
+        out = F.scaled_dot_product_attention(qh, kh, vh, is_causal=True, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2).reshape(n_batch, n_tokens, -1)
+    n_kv = kh.shape[1]
+    group = n_head // n_kv
+    qh = qh.reshape(n_batch, n_kv, group, n_tokens, -1)
+    kh, vh = kh.unsqueeze(2), vh.unsqueeze(2)
+    step = max(16, min(n_tokens, _SCORES_BYTES // (n_batch * n_head * n_tokens * q.element_size())))
+    blocks = []
+    for start in range(0, n_tokens, step):
+        stop = min(start + step, n_tokens)
+        first = 0 if window is None else max(0, start - window + 1)
+        scores = (qh[..., start:stop, :] * scale) @ kh[..., first:stop, :].transpose(-1, -2)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        distance = (
+            torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, stop, device=q.device)[None, :]
+        )
+        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+        blocks.append(scores.masked_fill(hidden, -math.inf).softmax(dim=-1) @ vh[..., first:stop, :])
+    out = torch.cat(blocks, dim=-2)  # [B, Hkv, G, T, Dv]
+    return out.permute(0, 3, 1, 2, 4).reshape(n_batch, n_tokens, -1)
+
+
+def split_heads(x: Tensor, n_head: int) -> Tensor:
+    """[B, T, H · D] to [B, T, H, D]."""
+    return x.reshape(*x.shape[:-1], n_head, -1)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """[B, T, H, D] to [B, T, H · D]."""
+    return x.flatten(-2)
+
+
+# -- experts -----------------------------------------------------------------------------------------
+
+
+def route(logits: Tensor, n_used: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
+    """The `n_used` likeliest experts of each token and their weights, both [..., n_used], likeliest first.
+
+    Softmax over all experts (`logits` [..., n_expert]), then the top; with `normalise` their weights are made to
+    sum to one. Equal logits go to the lower expert index.
+    """
+    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    weights, experts = probabilities[..., :n_used], order[..., :n_used]
+    if normalise:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights, experts
+
+
+def moe(x: Tensor, weights: Tensor, experts: Tensor, ffn: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """The weighted sum of each token's experts: x [B, T, E], weights and experts [B, T, n_used]; [B, T, E].
+
+    `ffn(expert, x[n, E])` is called once for every expert that some token was routed to, with those tokens only.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    chosen, share = experts.reshape(-1, experts.shape[-1]), weights.reshape(-1, weights.shape[-1])
+    out = torch.zeros_like(flat)
+    for expert in torch.unique(chosen).tolist():
+        token, rank = torch.nonzero(chosen == expert, as_tuple=True)
+        out = out.index_add(0, token, ffn(expert, flat[token]) * share[token, rank, None])
+    return out.reshape(x.shape)
+
+
+def expert_matrix(w: Weights, name: str, expert: int) -> Tensor:
+    """One expert's matrix [out, in] of the stack `name` [n_expert, out, in]; no other expert is read."""
+    return w.rows(name, slice(expert, expert + 1))[0]
+
+
+# -- both ends ---------------------------------------------------------------------------------------
+
+
+def embed(w: Weights, tokens: Tensor, name: str = "token_embd.weight") -> Tensor:
+    """Rows of the embedding for token ids [B, T]; [B, T, E]. Each distinct token's row is read once."""
+    ids, where = torch.unique(tokens, return_inverse=True)
+    return w.rows(name, ids)[where]
+
+
+def head(w: Weights, x: Tensor, tap: Tap, *, eps: float, cap: float | None = None) -> Tensor:
+    """Final norm, output projection (the embedding's rows where the head is tied) and cap; logits [B, T, vocab].
+
+    The head's rows are read in chunks; without autograd the chunks fill one tensor.
+    """
+    x = rms_norm(x, w.get("output_norm.weight"), eps)
+    tap("output_norm", x)
+    name = "output.weight" if w.has("output.weight") else "token_embd.weight"
+    n_vocab = w.n_rows(name)
+    step = max(1, _HEAD_BYTES // (x.shape[-1] * x.element_size()))
+    chunks = [slice(start, min(start + step, n_vocab)) for start in range(0, n_vocab, step)]
+    if torch.is_grad_enabled():
+        logits = softcap(torch.cat([linear(x, w.rows(name, chunk)) for chunk in chunks], dim=-1), cap)
+    else:
+        logits = x.new_empty(*x.shape[:-1], n_vocab)
+        for chunk in chunks:
+            logits[..., chunk] = softcap(linear(x, w.rows(name, chunk)), cap)
+    tap("logits", logits)
+    return logits

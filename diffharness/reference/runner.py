@@ -1,0 +1,260 @@
+"""Running the reference over a fixture: layer after layer, all chunks, weights read once and let go.
+
+The forward walks the layers on the outside and the chunks on the inside, so that a layer's tensors are read once
+however many chunks there are, and no more than one layer's are in memory. With `engine_inputs` every chunk goes
+through twice in one batch: on the reference's own residual stream, and teacher-forced, on the engine's own input of
+each layer; the second shows an error where it is made and not where it travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffharness import taps as tap_names
+from diffharness.errors import FixtureError, SettingsError
+from diffharness.reference import archs
+from diffharness.reference.model import DEFINITION, Arithmetic, Model, State
+from diffharness.weights.source import Float32Array, IntArray, WeightSource
+
+Layer = int | Literal["head"]
+EngineInputs = Callable[[Layer], "NDArray[np.floating] | None"]
+"""The engine's input of a layer (of layer 0: its embedding) or of the head, [all tokens, width]; None: not captured."""
+
+OnTap = Callable[[str, Tensor, "Tensor | None", slice], None]
+"""Called with a tap's full name, the own and the teacher-forced value [tokens, width], and the flattened rows."""
+
+_GROUP_TOKENS = 4096  # tokens (both streams) that go through a layer at once
+_LOGITS_BYTES = 512 << 20  # logits made at once when nobody keeps them all
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class SourceWeights:
+    """A WeightSource as torch tensors in one dtype on one device.
+
+    With `keep`, whole tensors and single experts that were read stay until `forget`: for a layer that several
+    groups of chunks go through one after another.
+    """
+
+    def __init__(
+        self, source: WeightSource, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        self.source, self.dtype, self.device = source, dtype, torch.device(device)
+        self.keep = False
+        self._kept: dict[tuple[str, int | None], Tensor] = {}
+
+    def get(self, name: str) -> Tensor:
+        return self._once((name, None), lambda: self.source.read(name))
+
+    def find(self, name: str) -> Tensor | None:
+        return self.get(name) if self.has(name) else None
+
+    def rows(self, name: str, rows: slice | Tensor) -> Tensor:
+        if isinstance(rows, slice):
+            one = rows.stop is not None and rows.stop - (rows.start or 0) == 1
+            if one:  # an expert, which the next group of chunks will likely want too
+                return self._once((name, rows.start or 0), lambda: self.source.take(name, rows))
+            return self._tensor(self.source.take(name, rows))
+        return self._tensor(self.source.take(name, rows.cpu().numpy().astype(np.int64)))
+
+    def has(self, name: str) -> bool:
+        return name in self.source.tensors
+
+    def n_rows(self, name: str) -> int:
+        return self.source.tensors[name].shape[0]
+
+    def forget(self) -> None:
+        self._kept.clear()
+
+    def _once(self, key: tuple[str, int | None], read: Callable[[], Float32Array]) -> Tensor:
+        if (kept := self._kept.get(key)) is not None:
+            return kept
+        tensor = self._tensor(read())
+        if self.keep:
+            self._kept[key] = tensor
+        return tensor
+
+    def _tensor(self, values: Float32Array) -> Tensor:
+        if not values.flags.writeable:
+            values = values.copy()  # a view of a mapped file; torch knows no read-only tensors
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device=self.device, dtype=self.dtype)
+
+
+@dataclass
+class _Group:
+    """Neighbouring chunks of one length, which go through a layer as one batch."""
+
+    rows: slice  # of the flattened fixture
+    shape: tuple[int, int]  # chunks, tokens of each
+    state: State
+    x: Tensor  # [streams · chunks, tokens, n_embd]; after the own chunks the teacher-forced ones
+
+
+class Reference:
+    """One model's forward on one source of weights.
+
+    `model` replaces the model that the source's own metadata describe (a hypothesis, a repaired key). Raises
+    ArtifactFileError for an unknown architecture or missing metadata, SettingsError for an unknown dtype or device.
+    """
+
+    def __init__(
+        self,
+        source: WeightSource,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        arithmetic: Arithmetic = DEFINITION,
+        model: Model | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise SettingsError(f"expected one of {', '.join(DTYPES)} as dtype, found {dtype!r}")
+        self.source, self.arithmetic = source, arithmetic
+        self.model = model if model is not None else archs.build(source.metadata)
+        self.weights = SourceWeights(source, dtype=DTYPES[dtype], device=_usable(device))
+
+    @torch.inference_mode()
+    def run(
+        self,
+        chunks: Sequence[IntArray],
+        *,
+        engine_inputs: EngineInputs | None = None,
+        on_tap: OnTap | None = None,
+        taps: Iterable[str] | None = None,
+        keep_logits: bool = True,
+    ) -> Tensor | None:
+        """Evaluate every chunk from an empty context; logits [all tokens, vocab] of the reference's own stream.
+
+        `taps` limits `on_tap` to these names without `blk.N.` (None: all). Values are views that are only good
+        during the call. A layer that `engine_inputs` has nothing for runs on from the layer before, and its taps
+        have no teacher-forced value. Without `keep_logits` nothing is returned and logits reach `on_tap` only, in
+        pieces of bounded size. Raises FixtureError for token ids outside of the vocabulary.
+        """
+        streams = 2 if engine_inputs is not None and on_tap is not None else 1
+        listener = _Listener(on_tap, None if taps is None else frozenset(taps))
+        groups = self._embed(chunks, streams, listener)
+        self.weights.keep = len(groups) > 1
+        for il in range(self.model.n_layer):
+            forced = engine_inputs(il) if engine_inputs is not None and streams == 2 else None
+            for group in groups:
+                _force(group, forced)
+                tap = listener.inside(group, il, local=forced is not None)
+                group.x = self.model.layer(self.weights, il, group.x, group.state, tap)
+            self.weights.forget()
+        self.weights.keep = False
+        forced = engine_inputs("head") if engine_inputs is not None and streams == 2 else None
+        return self._head(groups, forced, listener, keep_logits)
+
+    def _embed(self, chunks: Sequence[IntArray], streams: int, listener: _Listener) -> list[_Group]:
+        n_vocab = self.weights.n_rows("token_embd.weight")
+        groups: list[_Group] = []
+        for first, batch in _batches(chunks, streams):
+            n_tokens = len(batch[0])
+            ids = np.stack(batch).astype(np.int64)
+            if ids.size == 0 or ids.min() < 0 or ids.max() >= n_vocab:
+                raise FixtureError(
+                    f"expected token ids from 0 to {n_vocab - 1}, found "
+                    + (f"{ids.min()} to {ids.max()}" if ids.size else "an empty chunk"),
+                    hint="the fixture was made with another tokenizer",
+                )
+            tokens = torch.from_numpy(ids).to(self.weights.device).repeat(streams, 1)
+            state = State(torch.arange(n_tokens, device=self.weights.device), self.arithmetic)
+            group = _Group(slice(first, first + ids.size), (len(batch), n_tokens), state, torch.empty(0))
+            tap = listener.inside(group, None, local=streams == 2)
+            group.x = self.model.embed(self.weights, tokens, state, tap)
+            groups.append(group)
+        if not groups:
+            raise FixtureError("expected at least one chunk of tokens, found none")
+        return groups
+
+    def _head(
+        self, groups: list[_Group], forced: NDArray[np.floating] | None, listener: _Listener, keep: bool
+    ) -> Tensor | None:
+        # The head works on each token by itself: all chunks as one, its rows read once, if all logits are kept.
+        model, weights, state = self.model, self.weights, groups[0].state
+        own = torch.cat([group.x[: group.shape[0]].flatten(0, 1) for group in groups])
+        for group in groups:
+            group.x = torch.empty(0)
+        n_tokens = own.shape[0]
+        n_vocab = weights.n_rows("output.weight" if weights.has("output.weight") else "token_embd.weight")
+        local_wanted = forced is not None
+        step = max(64, _LOGITS_BYTES // (n_vocab * own.element_size()))
+        if keep:
+            step = n_tokens if not local_wanted else min(step, n_tokens)
+        logits = own.new_empty(n_tokens, n_vocab) if keep and step < n_tokens else None
+        for start in range(0, n_tokens, step):
+            rows = slice(start, min(start + step, n_tokens))
+            own_taps: dict[str, Tensor] = {}
+            piece = model.head(weights, own[None, rows], state, own_taps.__setitem__)[0]
+            local_taps: dict[str, Tensor] = {}
+            if forced is not None:
+                x = torch.from_numpy(np.array(forced[rows])).to(own)
+                model.head(weights, x[None], state, local_taps.__setitem__)
+            for name, value in own_taps.items():
+                other = local_taps.get(name)
+                listener.tell(name, value[0], None if other is None else other[0], rows)
+            if keep and logits is None:
+                return piece
+            if logits is not None:
+                logits[rows] = piece
+        return logits
+
+
+class _Listener:
+    """Cuts a batch's tap into own and teacher-forced values and passes on those that were asked for."""
+
+    def __init__(self, on_tap: OnTap | None, wanted: frozenset[str] | None) -> None:
+        self._on_tap, self._wanted = on_tap, wanted
+
+    def inside(self, group: _Group, il: int | None, *, local: bool) -> Callable[[str, Tensor], None]:
+        n_chunks = group.shape[0]
+
+        def tap(name: str, value: Tensor) -> None:
+            full = name if il is None else tap_names.layer_tap(il, name)
+            if self._on_tap is None or (self._wanted is not None and name not in self._wanted):
+                return
+            own = value[:n_chunks].flatten(0, 1)
+            self._on_tap(full, own, value[n_chunks:].flatten(0, 1) if local else None, group.rows)
+
+        return tap
+
+    def tell(self, name: str, own: Tensor, local: Tensor | None, rows: slice) -> None:
+        if self._on_tap is not None and (self._wanted is None or name in self._wanted):
+            self._on_tap(name, own, local, rows)
+
+
+def _batches(chunks: Sequence[IntArray], streams: int) -> Iterable[tuple[int, list[IntArray]]]:
+    """Runs of neighbouring equally long chunks, each with its first row in the flattened fixture."""
+    first, batch = 0, list[IntArray]()
+    for chunk in chunks:
+        full = batch and (len(batch) + 1) * len(chunk) * streams > _GROUP_TOKENS
+        if batch and (full or len(chunk) != len(batch[0])):
+            yield first, batch
+            first, batch = first + sum(map(len, batch)), []
+        batch.append(chunk)
+    if batch:
+        yield first, batch
+
+
+def _force(group: _Group, forced: NDArray[np.floating] | None) -> None:
+    """Put the engine's layer input in the place of the second stream's."""
+    if forced is None:
+        return
+    n_chunks, n_tokens = group.shape
+    values = torch.from_numpy(np.array(forced[group.rows])).to(group.x)
+    group.x = torch.cat((group.x[:n_chunks], values.reshape(n_chunks, n_tokens, -1)))
+
+
+def _usable(device: str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"expected a device that torch can use, found {device!r}: {error}") from error
+    return found

@@ -1,0 +1,75 @@
+"""Does a source hold the tensors that its architecture has, and only finite numbers?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffharness.errors import ArtifactFileError
+from diffharness.weights.gguf_write import chunks_of_rows
+from diffharness.weights.names._map import TensorRule
+from diffharness.weights.source import WeightSource
+
+_NAMED = 5  # so many tensors are named in a message
+
+
+def check_against(source: WeightSource, rules: Sequence[TensorRule]) -> list[str]:
+    """Hold the tensors of `source` against those that its metadata calls for; returns the extra ones.
+
+    Raises ArtifactFileError that names what is missing or has another shape, with both shapes.
+    """
+    tensors = source.tensors
+    missing = [rule.name for rule in rules if rule.required and rule.name not in tensors]
+    if missing:
+        raise ArtifactFileError(
+            f"{source.label}: {len(missing)} tensors of a {source.arch} model are missing: {_some(missing)}",
+            hint="the file was not finished, or its metadata is of another model",
+            tensor=missing[0],
+        )
+    misshapen = [
+        f"{rule.name}: expected {rule.shape}, found {tensors[rule.name].shape}"
+        for rule in rules
+        if rule.name in tensors and tensors[rule.name].shape != tuple(rule.shape)
+    ]
+    if misshapen:
+        raise ArtifactFileError(
+            f"{source.label}: {len(misshapen)} tensors have a shape that the metadata does not call for "
+            f"(outermost axis first): {_some(misshapen)}",
+            hint="a hyperparameter or the tensor is wrong: compare the metadata with the checkpoint's config.json",
+            tensor=misshapen[0].split(":")[0],
+        )
+    known = {rule.name for rule in rules}
+    return [name for name in tensors if name not in known]
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """NaN or infinite values of one tensor: how many, and the first by flat index."""
+
+    tensor: str
+    count: int
+    first: int
+
+
+def non_finite(source: WeightSource) -> list[NonFinite]:
+    """Every tensor that holds NaN or infinity, read in chunks; empty for a sound source."""
+    found = []
+    for info in source.tensors.values():
+        count, first, at = 0, -1, 0
+        for values in chunks_of_rows(source, info):
+            finite = np.isfinite(values).reshape(-1)
+            if not finite.all():
+                if first < 0:
+                    first = at + int(np.argmin(finite))
+                count += int(finite.size - np.count_nonzero(finite))
+            at += finite.size
+        if count:
+            found.append(NonFinite(info.name, count, first))
+    return found
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return "; ".join(items[:_NAMED]) + more

@@ -1,0 +1,254 @@
+"""`Checkpoint`: a Hugging Face folder as a `WeightSource` in GGUF's names and layout.
+
+`config.json` says which architecture it is; that architecture's `ArchMap` then says which tensors
+there are, what each is made of and how its rows are arranged. Pickled weights (`*.bin`) are never
+opened: they can run code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffharness.errors import CheckpointError
+from diffharness.weights import names
+from diffharness.weights.names._map import AddOne, ArchMap, Layout, Plain, RotaryPairs, Stack, TensorRule
+from diffharness.weights.safetensors_file import SafetensorsFile, StoredTensor
+from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_NAMED = 5  # so many tensors are named in a message
+_SAME_SHAPE = (Plain, AddOne, RotaryPairs)  # layouts that keep the shape
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """A rule whose spelling was found: the Hugging Face tensors that make the tensor, and how."""
+
+    rule: TensorRule
+    parts: tuple[str, ...]
+    layout: Layout
+
+
+class Checkpoint:
+    """The checkpoint in folder `path`. Raises CheckpointError for whatever is wrong with it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.label = self.path.resolve().name
+        if not self.path.is_dir():
+            raise CheckpointError(
+                f"{self.path}: expected a folder with config.json and *.safetensors, found "
+                + ("a file" if self.path.exists() else "nothing"),
+                hint="give the folder of the Hugging Face model",
+            )
+        self.config = read_json(self.path / "config.json")
+        self.map: ArchMap = names.for_config(self.config)
+        self._metadata: dict[str, Any] = self.map.metadata(self.config)
+        self._files = self._open_files()
+        self._where: dict[str, SafetensorsFile] = {name: file for file in self._files for name in file.tensors}
+        self._resolved = self._resolve(self.map.rules(self._metadata))
+        used = {part for found in self._resolved.values() for part in found.parts}
+        rest = [name for name in self._where if name not in used]
+        self.ignored = [name for name in rest if name.startswith(self.map.ignored)] if self.map.ignored else []
+        self.extra = [name for name in rest if name not in set(self.ignored)]
+        self._tensors = {name: self._info(found) for name, found in self._resolved.items()}
+
+    # ── files ────────────────────────────────────────────────────────────────────────────────────
+
+    def _open_files(self) -> list[SafetensorsFile]:
+        return [SafetensorsFile(path) for path in self._weight_files()]
+
+    def _weight_files(self) -> list[Path]:
+        single, index = self.path / SINGLE, self.path / INDEX
+        if index.exists():
+            return self._shards(index)
+        if single.exists():
+            return [single]
+        loose = sorted(self.path.glob("*.safetensors"))
+        if len(loose) == 1:
+            return loose
+        if loose:
+            raise CheckpointError(
+                f"{self.path}: {len(loose)} safetensors files, but no {INDEX} that says what is in them",
+                hint=f"download {INDEX} too",
+            )
+        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.path.glob(pattern))
+        if pickled:
+            raise CheckpointError(
+                f"{self.path}: expected *.safetensors, found only pickled weights ({pickled[0]}), which can run code "
+                "and are never opened",
+                hint="convert the checkpoint to safetensors",
+            )
+        raise CheckpointError(f"{self.path}: no {SINGLE} and no {INDEX}", hint="download the weights too")
+
+    def _shards(self, index: Path) -> list[Path]:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError(f"{index}: expected an object `weight_map` of tensor names to file names")
+        files = sorted(set(weight_map.values()))
+        outside = [file for file in files if Path(file).name != file]
+        if outside:
+            raise CheckpointError(f"{index}: shard names must be plain file names, found {outside[0]!r}")
+        missing = [file for file in files if not (self.path / file).exists()]
+        if missing:
+            raise CheckpointError(
+                f"{self.path}: {len(missing)} of {len(files)} shards are missing: {_some(missing)}",
+                hint="download the missing shards",
+            )
+        return [self.path / file for file in files]
+
+    # ── tensors ──────────────────────────────────────────────────────────────────────────────────
+
+    def _resolve(self, rules: list[TensorRule]) -> dict[str, _Resolved]:
+        resolved: dict[str, _Resolved] = {}
+        missing = []
+        for rule in rules:
+            spellings = [(rule.hf, rule.layout), *rule.aliases] if rule.hf else list(rule.aliases)
+            found = next(((parts, layout) for parts, layout in spellings if self._has(parts)), None)
+            if found is not None:
+                resolved[rule.name] = _Resolved(rule, *found)
+                self._check_shape(resolved[rule.name])
+            elif rule.values is not None:
+                resolved[rule.name] = _Resolved(rule, (), rule.layout)
+            elif rule.required:
+                missing.append(next((part for part in rule.hf if part not in self._where), rule.name))
+        if missing:
+            raise CheckpointError(
+                f"{self.label}: {len(missing)} tensors of a {self.map.arch} model are missing: {_some(missing)}",
+                hint="config.json and the weights are not of one model, or a shard is missing from the index",
+            )
+        return resolved
+
+    def _has(self, parts: tuple[str, ...]) -> bool:
+        return bool(parts) and all(part in self._where for part in parts)
+
+    def _check_shape(self, found: _Resolved) -> None:
+        wanted = found.rule.shape
+        expected = _squeezed(wanted[1:] if isinstance(found.layout, Stack) else wanted)
+        for part in found.parts:
+            shape = self._stored(part).shape
+            if isinstance(found.layout, (*_SAME_SHAPE, Stack)) and _squeezed(shape) != expected:
+                raise CheckpointError(
+                    f"{self.label}: tensor {part} has shape {shape}, expected {expected} by config.json",
+                    hint="config.json and the weights are not of one model or size",
+                )
+        total = sum(int(np.prod(self._stored(part).shape)) for part in found.parts)
+        if not isinstance(found.layout, (*_SAME_SHAPE, Stack)) and total < int(np.prod(wanted)):
+            raise CheckpointError(
+                f"{self.label}: {', '.join(found.parts)} have {total} elements, too few for {found.rule.name} {wanted}",
+                hint="config.json and the weights are not of one model or size",
+            )
+
+    def _stored(self, part: str) -> StoredTensor:
+        return self._where[part].tensors[part]
+
+    def _info(self, found: _Resolved) -> TensorInfo:
+        if not found.parts:
+            n = int(np.prod(found.rule.shape))
+            return TensorInfo(found.rule.name, tuple(found.rule.shape), "F32", 4 * n)
+        stored = [self._stored(part) for part in found.parts]
+        return TensorInfo(
+            found.rule.name, tuple(found.rule.shape), stored[0].dtype, sum(part.n_bytes for part in stored)
+        )
+
+    # ── WeightSource ─────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def arch(self) -> str:
+        return self.map.arch
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._tensors
+
+    def read(self, name: str) -> Float32Array:
+        found = self._resolved[name]
+        if not found.parts:
+            return self._computed(found)
+        parts = [self._where[part].read(part) for part in found.parts]
+        return self._shaped(found, found.layout.to_gguf(parts), tuple(found.rule.shape))
+
+    def take(self, name: str, rows: slice | IntArray) -> Float32Array:
+        found = self._resolved[name]
+        n_rows = found.rule.shape[0]
+        if isinstance(found.layout, Stack) and len(found.parts) == n_rows:
+            experts = np.arange(n_rows)[rows]
+            values = np.empty((len(experts), *found.rule.shape[1:]), dtype=np.float32)
+            for i, expert in enumerate(experts):
+                part = found.parts[int(expert)]
+                values[i] = self._where[part].read(part).reshape(values.shape[1:])
+            return values
+        if found.layout.rowwise and found.parts and all(self._stored(p).shape[:1] == (n_rows,) for p in found.parts):
+            parts = [self._where[part].read(part, rows) for part in found.parts]
+            taken = found.layout.to_gguf(parts)
+            return self._shaped(found, taken, (parts[0].shape[0], *found.rule.shape[1:]))
+        return np.ascontiguousarray(self.read(name)[rows])
+
+    def _computed(self, found: _Resolved) -> Float32Array:
+        values = found.rule.values
+        if values is None:
+            raise KeyError(found.rule.name)
+        return self._shaped(found, values(), tuple(found.rule.shape))
+
+    def _shaped(self, found: _Resolved, values: Float32Array, shape: tuple[int, ...]) -> Float32Array:
+        if values.size != int(np.prod(shape)):
+            raise CheckpointError(
+                f"{self.label}: {found.rule.name} came out with shape {values.shape}, expected {shape}",
+                hint="config.json and the weights are not of one model or size",
+            )
+        return np.ascontiguousarray(values.reshape(shape), dtype=np.float32)
+
+    # ── beyond WeightSource ──────────────────────────────────────────────────────────────────────
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """`tokenizer.json`, where the folder has one."""
+        path = self.path / "tokenizer.json"
+        return path if path.is_file() else None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The weight files."""
+        return [file.path for file in self._files]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint folder; CheckpointError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent}: no {path.name}", hint="give the folder of the Hugging Face model, with its config"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected JSON, found something else: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return ", ".join(items[:_NAMED]) + more

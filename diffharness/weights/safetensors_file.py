@@ -1,0 +1,102 @@
+"""One safetensors file, memory-mapped: names, shapes, and rows as float32.
+
+The safetensors library checks the header (sizes, offsets, overlaps) when the file is opened; the
+bytes are then read here, because its numpy side has no bfloat16 and cannot skip converting.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from diffharness.errors import CheckpointError
+from diffharness.weights.dequant import BLOCKS, dequantize
+from diffharness.weights.source import Float32Array, IntArray
+
+_LARGEST_HEADER = 100_000_000  # the library's own limit
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as the checkpoint has it; `dtype` is safetensors' name, which ggml shares for floats."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    start: int  # absolute in the file
+    n_bytes: int
+
+
+class SafetensorsFile:
+    """Raises CheckpointError for a file that is not sound."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(str(path), framework="numpy"):
+                pass
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: no such file", hint="download the missing file") from error
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: expected a whole safetensors file, found one that cannot be read: {error}",
+                hint="the file is damaged, cut off or a Git LFS pointer: compare its size and download it again",
+            ) from error
+        self.tensors = self._header()
+
+    def _header(self) -> dict[str, StoredTensor]:
+        # The library has checked every size and offset; read the same header again for the offsets.
+        length = int.from_bytes(self._map[:8], "little")
+        if length > min(_LARGEST_HEADER, len(self._map) - 8):
+            raise CheckpointError(f"{self.path}: expected a header of at most {len(self._map) - 8} bytes, got {length}")
+        header: dict[str, Any] = json.loads(self._map[8 : 8 + length])
+        header.pop("__metadata__", None)
+        return {
+            name: StoredTensor(
+                name,
+                tuple(entry["shape"]),
+                entry["dtype"],
+                8 + length + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in header.items()
+        }
+
+    def read(self, name: str, rows: slice | IntArray | None = None) -> Float32Array:
+        """The tensor, or some rows of its first axis, as float32."""
+        stored = self.tensors[name]
+        if stored.dtype not in BLOCKS:
+            raise CheckpointError(
+                f"{self.path.name}: tensor {name} has dtype {stored.dtype}, expected F32, F16 or BF16",
+                hint="give a checkpoint that is not quantized",
+            )
+        raw: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8, count=stored.n_bytes, offset=stored.start)
+        shape = stored.shape
+        if rows is not None:
+            raw = np.ascontiguousarray(raw.reshape(shape[0], -1)[rows])
+            shape = (raw.shape[0], *shape[1:])
+        values = dequantize(raw, stored.dtype, shape)
+        self._release(stored, raw.nbytes)
+        return values
+
+    def _release(self, stored: StoredTensor, n_read: int) -> None:
+        """Let go of resident pages after a large read; they stay in the system's cache."""
+        if n_read >= 1 << 20 and hasattr(mmap, "MADV_DONTNEED"):
+            page = mmap.PAGESIZE
+            first = -(-stored.start // page) * page
+            self._map.madvise(mmap.MADV_DONTNEED, first, (stored.start + stored.n_bytes) // page * page - first)
+
+    def close(self) -> None:
+        try:
+            self._map.close()
+        except BufferError:  # a view is still in use; the map goes when it does
+            return

@@ -1,0 +1,25 @@
+"""What all tests share: one thread per test process, and the options that let slow suites run."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: pytest-xdist runs one process per core, each with a thread of its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-converter", action="store_true", help="also run llama.cpp's own converter (downloads it)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--run-converter"):
+        return
+    skip = pytest.mark.skip(reason="downloads llama.cpp's converter: run by `make test-converter`")
+    for item in items:
+        if item.get_closest_marker("converter"):
+            item.add_marker(skip)

@@ -1,0 +1,138 @@
+"""A fourth witness: the GGUF that llama.cpp's own converter makes of a checkpoint, against ours.
+
+Metadata key by key, tensors bit by bit. Every difference must be one of those explained in
+`EXPLAINED`; and every explanation must explain something, or it is stale.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffharness.weights.checkpoint import Checkpoint
+from diffharness.weights.gguf_file import GgufFile, open_gguf
+from diffharness.weights.gguf_write import write_gguf
+from tests.converter.source import llama_cpp_source
+from tests.oracles import tiny, tiny_gemma
+
+pytestmark = pytest.mark.converter
+
+CASES = [(module, case) for module in (tiny, tiny_gemma) for case in module.CASES]
+DRIVER = Path(__file__).with_name("driver.py")
+ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A difference that is as it should be: in which keys, of which architectures, which, and why.
+
+    `ours` and `theirs` are the values that it speaks of; None stands for any.
+    """
+
+    key: str
+    why: str
+    arch: str = "*"
+    ours: Any = None
+    theirs: Any = None
+
+    def covers(self, arch: str, key: str, ours: Any, theirs: Any) -> bool:
+        return (
+            fnmatch.fnmatchcase(arch, self.arch)
+            and fnmatch.fnmatchcase(key, self.key)
+            and self.ours in (None, ours)
+            and self.theirs in (None, theirs)
+        )
+
+
+EXPLAINED = (
+    Explained("general.*", "who made the file and when: nothing in a forward reads it"),
+    Explained("tokenizer.*", "the tiny models have no tokenizer, which the converter and we write differently"),
+)
+
+
+def values(file: GgufFile) -> dict[str, tuple[str, Any]]:
+    """Every key's type and value; floats as they are stored."""
+    return {key: (file.kv_types[key], file.metadata[key]) for key in file.metadata}
+
+
+def differences(arch: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    keys = sorted(ours.keys() | theirs.keys())
+    rows = [(arch, key, ours.get(key, ABSENT), theirs.get(key, ABSENT)) for key in keys]
+    return [row for row in rows if row[2] != row[3]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both files of one case, and where they differ."""
+
+    metadata: list[tuple[str, str, Any, Any]]
+    tensors: list[str]
+    n_tensors: int
+
+
+@functools.cache
+def converted(module: Any, case: Any, folder: Path) -> Pair:
+    """Build the case's checkpoint, convert it both ways, and compare. Cached: two tests look at it."""
+    checkpoint = folder / "checkpoint"
+    module.build_checkpoint(case, checkpoint)
+    theirs_path, ours_path = folder / "theirs.gguf", folder / "ours.gguf"
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), str(llama_cpp_source()), str(checkpoint), str(theirs_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    write_gguf(ours_path, Checkpoint(checkpoint), type_of=lambda info: "F32")
+    with open_gguf(ours_path) as ours, open_gguf(theirs_path) as theirs:
+        assert len(ours.tensors) > 5
+        return Pair(
+            metadata=differences(ours.arch, values(ours), values(theirs)),
+            tensors=[*compare_tensors(ours, theirs)],
+            n_tensors=len(ours.tensors),
+        )
+
+
+def compare_tensors(ours: GgufFile, theirs: GgufFile) -> list[str]:
+    """One line for each tensor that is not the same to the bit."""
+    found = [f"{name}: only ours has it" for name in ours.tensors.keys() - theirs.tensors.keys()]
+    found += [f"{name}: only theirs has it" for name in theirs.tensors.keys() - ours.tensors.keys()]
+    for name in sorted(ours.tensors.keys() & theirs.tensors.keys()):
+        a, b = ours.tensors[name], theirs.tensors[name]
+        if (a.type, a.shape) != (b.type, b.shape):
+            found.append(f"{name}: ours is {a.type} {a.shape}, theirs {b.type} {b.shape}")
+        elif ours.raw(name).tobytes() != theirs.raw(name).tobytes():
+            n = int((ours.read(name) != theirs.read(name)).sum())
+            found.append(f"{name}: {n} of {a.n_elements} values differ")
+    return found
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return functools.cache(lambda index: tmp_path_factory.mktemp(f"case{index}"))
+
+
+ids = [str(getattr(case, "name", case)) for _, case in CASES]
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=ids)
+def test_metadata_and_tensors_are_the_converters(index: int, folders: Any) -> None:
+    pair = converted(*CASES[index], folders(index))
+    unexplained = [row for row in pair.metadata if not any(rule.covers(*row) for rule in EXPLAINED)]
+    assert unexplained == []
+    assert pair.tensors == []
+
+
+def test_every_explanation_explains_something(folders: Any) -> None:
+    rows = [row for index in range(len(CASES)) for row in converted(*CASES[index], folders(index)).metadata]
+    stale = [rule.key for rule in EXPLAINED if not any(rule.covers(*row) for row in rows)]
+    assert stale == []
