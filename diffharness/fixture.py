@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diffharness.errors import FixtureError, OutputError
+from diffharness.settings import data_dir
 from diffharness.token_difference import TokenDifference as TokenDifference
 from diffharness.token_difference import first_difference as first_difference
 
@@ -324,22 +325,6 @@ def resolve(name_or_file: str) -> Path:
     )
 
 
-def load(name_or_file: str, encode: Encode | None, **made: Any) -> Fixture:
-    """`--fixture NAME|FILE` as a fixture: a JSON is read, any other file is a text for `encode`.
-
-    `made` goes to `from_text` (chunk, tokenizer_kind, tokenizer_sha256, provenance).
-    """
-    path = resolve(name_or_file)
-    if path.suffix == ".json":
-        return load_fixture(path)
-    if encode is None:
-        raise FixtureError(
-            f"the text {path.name} needs a tokenizer, and the model has none",
-            hint="give a fixture of ids (--fixture FILE.json)",
-        )
-    return from_text(read_text(path), encode, name=path.stem, **made)
-
-
 def known_names() -> list[str]:
     """Names that `resolve` knows."""
     folder = fixtures_dir()
@@ -347,7 +332,8 @@ def known_names() -> list[str]:
 
 
 def fixtures_dir() -> Path:
-    return Path(__file__).resolve().parent.parent / "fixtures"
+    """The shipped fixtures and texts."""
+    return data_dir("fixtures")
 
 
 def sha256_text(text: str) -> str:

@@ -115,9 +115,10 @@ class Tolerances(BaseModel):
 def data_dir(name: str) -> Path:
     """`configs` or `fixtures`: beside the package in a checkout, inside of it when installed."""
     package = Path(__file__).resolve().parent
-    for folder in (package.parent / name, package / "_data" / name):
-        if folder.is_dir() and (folder.parent != package.parent or (package.parent / "pyproject.toml").exists()):
-            return folder
+    is_checkout = (package.parent / "pyproject.toml").is_file()
+    folder = package.parent / name if is_checkout else package / "_data" / name
+    if folder.is_dir():
+        return folder
     raise SettingsError(f"no {name} folder beside or inside of {package}", hint="install diffharness again")
 
 
@@ -137,9 +138,8 @@ def load_engine(name_or_path: str | os.PathLike[str]) -> EngineSettings:
     named = configs_dir() / "engines" / f"{path}.yaml"
     if path.suffix not in (".yaml", ".yml") and path.name == str(name_or_path):
         if not named.exists():
-            raise SettingsError(
-                f"no engine settings are called {name_or_path}", hint=f"known: {', '.join(engine_names())}; or give a file"
-            )
+            known = ", ".join(engine_names())
+            raise SettingsError(f"no engine settings are called {name_or_path}", hint=f"known: {known}; or give a file")
         path = named
     data = _read_yaml(path)
     settings: EngineSettings = _validated(EngineSettings, {"name": path.stem, **data}, path)
@@ -181,4 +181,5 @@ def _validated(model: type[Any], data: dict[str, Any], path: Path) -> Any:
     except ValidationError as err:
         first = err.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise SettingsError(f"{path}: {where}: {first['msg']}", hint="configs/engines/example.yaml explains each") from err
+        hint = "configs/engines/example.yaml explains each setting" if model is EngineSettings else None
+        raise SettingsError(f"{path}: {where}: {first['msg']}", hint=hint) from err

@@ -316,13 +316,10 @@ def test_names_resolve_to_shipped_texts_and_fixtures(tmp_path: Path, monkeypatch
     fx.save_fixture(from_ids(range(9), name="made"), tmp_path / "made.json")
     monkeypatch.setattr(fx, "fixtures_dir", lambda: tmp_path)
     assert fx.known_names() == ["made", "plain"]
-    assert fx.load("made", None).name == "made"
+    assert fx.load_fixture(fx.resolve("made")).name == "made"
     assert fx.text_path("plain") == tmp_path / "texts" / "plain.txt"
-    plain = fx.load("plain", encode_plain, chunk=6)
-    assert (plain.name, plain.text, plain.chunk) == ("plain", "some words", 6)
-    assert fx.load(str(tmp_path / "texts" / "plain.txt"), encode_plain).text == "some words"
-    with pytest.raises(FixtureError, match="needs a tokenizer"):
-        fx.load("plain", None)
+    assert fx.resolve("plain") == fx.text_path("plain")
+    assert fx.resolve(str(tmp_path / "made.json")) == tmp_path / "made.json"
     for bad in ("nothing", "../made", "texts/plain"):
         with pytest.raises(FixtureError, match=r"neither a file .*known: made, plain"):
             fx.resolve(bad)

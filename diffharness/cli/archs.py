@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from importlib import import_module
 from typing import Any
 
 from diffharness.cli._common import JsonOption, VerboseOption, emit, result_console
@@ -37,7 +37,7 @@ def supported() -> list[dict[str, Any]]:
     return [
         {
             "arch": arch,
-            "what": _first_line(BUILD[arch]) if arch in BUILD else "",
+            "what": _first_line(arch) if arch in BUILD else "",
             "model_types": list(MAPS[arch].model_types) if arch in MAPS else [],
             "classes": list(MAPS[arch].architectures) if arch in MAPS else [],
             "reference": arch in BUILD,
@@ -48,7 +48,7 @@ def supported() -> list[dict[str, Any]]:
     ]
 
 
-def _first_line(build: Any) -> str:
-    """The first line of the file that an architecture's forward is in."""
-    lines = (sys.modules[build.__module__].__doc__ or "").strip().splitlines()
+def _first_line(arch: str) -> str:
+    """What the file of an architecture's forward says that it is."""
+    lines = (import_module(f"diffharness.reference.archs.{arch}").__doc__ or "").strip().splitlines()
     return lines[0].rstrip(".") if lines else ""

@@ -93,8 +93,8 @@ def machine_checks(machine: Machine) -> list[Check]:
         amx = Check(
             "AMX",
             "present: on some machines llama.cpp's default path dies in ggml_backend_amx_mul_mat (SIGSEGV or SIGILL)",
-            "nothing to do for `run`: it reports such a death as a finding and goes on with extra buffers off; "
-            "elsewhere, use_extra_bufts=False (--no-repack) keeps clear of it",
+            "nothing to do for `run`: it reports such a death and goes on with settings that survive; "
+            "`extra_bufts: false` in a file for --engine keeps clear of it",
             essential=False,
         )
     place = Path(tempfile.gettempdir())
@@ -134,7 +134,8 @@ def _print(
     facts.add_row("", f"{machine.cores} cores, {machine.memory_bytes / 1e9:.1f} GB of memory, {machine.system}")
     facts.add_row("python", machine.python)
     for key, value in (build or {}).items():
-        facts.add_row(key.replace("_", " "), str(value).strip())
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value).strip()
+        facts.add_row(f"engine {key.replace('_', ' ')}", text)
     console.print(facts)
 
     table = Table("what", "found", "", box=None, pad_edge=False)

@@ -234,12 +234,12 @@ def _gguf_source(path: Path) -> Source:
 
 
 def engine_ids(path: Path, texts: list[str]) -> list[list[int]]:
-    """Ids of the texts by the GGUF's vocabulary in llama.cpp, in a process of its own."""
+    """Ids of the texts by the GGUF's vocabulary in llama.cpp; special tokens that stand in a text are text."""
     from diffharness.engine.runner import Engine
     from diffharness.settings import EngineSettings
 
     progress_console().print(f"tokenizing with llama.cpp and the vocabulary of {path.name}", markup=False)
-    return [list(ids) for ids in Engine(EngineSettings()).tokenize(path, texts)]
+    return Engine(EngineSettings()).tokenize(path, texts, parse_special=False)
 
 
 def _make(source: Source, text: str, path: Path, chunk: int) -> Fixture:

@@ -22,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from diffharness import __version__
-from diffharness.cli import archs, doctor
+from diffharness.cli import archs, doctor, fixture
 from diffharness.cli._common import log
 from diffharness.errors import DiffharnessError
 
@@ -90,6 +90,7 @@ def _top(
     pass
 
 
+app.add_typer(fixture.app, name="fixture")
 app.command("archs")(archs.archs)
 app.command("doctor")(doctor.doctor)
 

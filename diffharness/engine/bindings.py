@@ -68,6 +68,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_blck_size": (_I64, [_I]),
     "ggml_row_size": (_SIZE, [_I, _I64]),
     "ggml_tensor_overhead": (_SIZE, []),
+    "ggml_backend_buffer_is_host": (ctypes.c_bool, [_P]),
     "ggml_backend_tensor_get": (None, [_P, _P, _SIZE, _SIZE]),
     "ggml_quantize_chunk": (_SIZE, [_I, _P, _P, _I64, _I64, _I64, _P]),
     "ggml_quantize_requires_imatrix": (ctypes.c_bool, [_I]),
@@ -147,19 +148,30 @@ class Ggml:
         return int(type_id)
 
     def values(self, address: int, n_rows: int) -> NDArray[Any]:
-        """A float node's values as [n_rows, width], tokens outermost, heads or experts joined."""
+        """A float node's values as [n_rows, width], tokens outermost, heads or experts joined.
+
+        Where the node lies in this process's memory it is not copied: use it before the graph goes on.
+        """
         tensor = GgmlTensor.from_address(address)
         dtype = _FLOATS.get(self.type_name(tensor.type))
         if dtype is None:
             raise EngineError(f"node {tensor.name.decode()} holds {self.type_name(tensor.type)}, not floats")
-        raw = np.empty(self.library.ggml_nbytes(address), dtype=np.uint8)
-        self.library.ggml_backend_tensor_get(address, raw.ctypes.data, 0, raw.size)
+        raw = self._bytes(address, tensor)
         shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
         if raw.size == np.prod(shape) * dtype.itemsize and strides[-1] == dtype.itemsize:
             flat: NDArray[Any] = raw.view(dtype)
         else:  # a view with gaps or permuted axes
             flat = np.lib.stride_tricks.as_strided(raw[: dtype.itemsize].view(dtype), shape, strides).reshape(-1)
         return flat.reshape(n_rows, -1)
+
+    def _bytes(self, address: int, tensor: GgmlTensor) -> NDArray[np.uint8]:
+        n_bytes = self.library.ggml_nbytes(address)
+        owner = GgmlTensor.from_address(tensor.view_src) if tensor.view_src else tensor
+        if owner.buffer and tensor.data and self.library.ggml_backend_buffer_is_host(owner.buffer):
+            return np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(tensor.data))
+        raw = np.empty(n_bytes, dtype=np.uint8)
+        self.library.ggml_backend_tensor_get(address, raw.ctypes.data, 0, raw.size)
+        return raw
 
     def quantize(self, rows: NDArray[np.float32], type_id: int) -> NDArray[np.uint8]:
         """Rows [n, n_per_row] in the blocks of a type, without an importance matrix, as ggml does it."""

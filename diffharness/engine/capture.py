@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,16 @@ class Heartbeat:
     def beat(self, **note: Any) -> None:
         raw = json.dumps(note).encode()[: HEARTBEAT_SIZE - 4]
         self._map[: 4 + len(raw)] = len(raw).to_bytes(4, "little") + raw
+
+
+def read_heartbeat(fd: int) -> dict[str, Any]:
+    """The last note in a heartbeat file; empty if there is none, or if the process died in writing it."""
+    raw = os.pread(fd, HEARTBEAT_SIZE, 0)
+    try:
+        note = json.loads(raw[4 : 4 + int.from_bytes(raw[:4], "little")])
+    except ValueError:
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 class NodeReader:

@@ -299,20 +299,22 @@ def _describe(worker: Worker) -> dict[str, Any]:
 
 
 def _quantize_rows(worker: Worker, job: Job) -> dict[str, Any]:
-    """Rows of a raw float32 file to a raw file of blocks: items are (type, rows, row length, offsets in bytes)."""
+    """Rows of a raw float32 file to a raw file of blocks, item after item; returns each item's bytes."""
     worker.phase("quantize")
     source = np.memmap(job["source"], dtype=np.uint8, mode="r")
+    sizes = []
     with open(job["out"], "wb") as out:
         for item in job["items"]:
             n_rows, n_per_row = item["n_rows"], item["n_per_row"]
             start, type_id = item["offset"], worker.ggml.type_id(item["type"], worker.llama)
-            out.seek(item["out_offset"])
+            begun = out.tell()
             step = max(1, (16 << 20) // (4 * n_per_row))
             for row in range(0, n_rows, step):
                 end = min(n_rows, row + step)
                 raw = source[start + row * n_per_row * 4 : start + end * n_per_row * 4]
                 out.write(worker.ggml.quantize(raw.view(np.float32).reshape(end - row, n_per_row), type_id).data)
-    return {}
+            sizes.append(out.tell() - begun)
+    return {"sizes": sizes}
 
 
 def _quantize_file(worker: Worker, job: Job) -> dict[str, Any]:

@@ -56,11 +56,7 @@ def gelu_tanh(x: Tensor, arithmetic: Arithmetic = DEFINITION) -> Tensor:
 
 def softcap(x: Tensor, cap: float | None) -> Tensor:
     """cap · tanh(x / cap), or x where there is no cap."""
-    if cap is None:
-        return x
-    if torch.is_grad_enabled():
-        return torch.tanh(x / cap) * cap
-    return (x / cap).tanh_().mul_(cap)  # logits are the largest tensor of a forward: one copy, not three
+    return x if cap is None else torch.tanh(x / cap) * cap
 
 
 # -- rotary position embedding -----------------------------------------------------------------------
@@ -267,7 +263,11 @@ def head(w: Weights, x: Tensor, tap: Tap, *, eps: float, cap: float | None = Non
         logits = softcap(torch.cat([linear(x, w.rows(name, chunk)) for chunk in chunks], dim=-1), cap)
     else:
         logits = x.new_empty(*x.shape[:-1], n_vocab)
+        flat_x, flat_logits = x.flatten(0, -2), logits.view(-1, n_vocab)
         for chunk in chunks:
-            logits[..., chunk] = softcap(linear(x, w.rows(name, chunk)), cap)
+            piece = flat_logits[:, chunk]
+            torch.mm(flat_x, w.rows(name, chunk).T, out=piece)
+            if cap is not None:  # in place: logits are the largest tensor of a forward
+                piece.div_(cap).tanh_().mul_(cap)
     tap("logits", logits)
     return logits

@@ -261,7 +261,7 @@ class _Reader:
         at, size, data, unpack = self.at, self.size, self.data, _U64.unpack_from
         for i in range(count):  # the hot loop of opening a file with a large vocabulary
             if at + 8 > size:
-                raise self.fail(f"item {i} of {what} lies past the end of the file at {size}", offset=at)
+                raise self.fail(f"item {i} of {what} lies past the end of the file at {size}")
             at += 8 + unpack(data, at)[0]
         if at > size:  # a too long string can only be the last that was stepped over
             raise self.fail(f"{what} reaches past the end of the file at {size}")

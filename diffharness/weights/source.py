@@ -71,9 +71,9 @@ class WeightSource(Protocol):
 
 
 class Overlay:
-    """`base` with some tensors and metadata keys taken from elsewhere.
+    """`base` with some tensors, or its metadata, taken from elsewhere.
 
-    `choose(name)` says whether the tensor comes from `top`; `metadata` replaces keys of the base.
+    `choose(name)` says whether the tensor comes from `top`; `metadata`, where given, is the whole metadata.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Overlay:
         label: str | None = None,
     ) -> None:
         self._base, self._top, self._choose = base, top, choose
-        self._metadata = {**base.metadata, **(metadata or {})}
+        self._metadata = base.metadata if metadata is None else metadata
         self.label = label or (f"{base.label} + {top.label}" if top else base.label)
         infos = dict(base.tensors)
         if top is not None:

@@ -9,12 +9,12 @@ import gguf
 import pytest
 import typer
 from click.testing import Result
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from typer.testing import CliRunner
 
 from diffharness.cli import fixture as command
 from diffharness.cli.main import Commands
-from diffharness.fixture import Fixture, from_ids, load_fixture, save_fixture
+from diffharness.fixture import Fixture, from_ids, load_fixture, save_fixture, text_path
 
 TEXT = "one two three two one — two\nthree one two three one two"
 WORDS = ["<s>", "one", "two", "three", "—", "<unk>"]
@@ -215,6 +215,53 @@ def test_an_edited_text_is_refused(made: Path, checkpoint: Path) -> None:
     result = call("verify", made, "--checkpoint", checkpoint)
     assert result.exit_code == 2
     assert "the text was edited" in result.stderr
+
+
+# -- with llama.cpp ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def byte_level(tmp_path: Path) -> tuple[Path, Path]:
+    """A GPT-2 style BPE trained on the shipped text, as a checkpoint's tokenizer and as a GGUF's vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train([str(text_path("english"))], trainer)
+    folder = tmp_path / "bytes"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+
+    path = tmp_path / "bytes.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for add, value in [
+        (writer.add_context_length, 64), (writer.add_embedding_length, 32), (writer.add_block_count, 1),
+        (writer.add_feed_forward_length, 32), (writer.add_head_count, 2), (writer.add_layer_norm_rms_eps, 1e-5),
+    ]:  # fmt: skip
+        add(value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())])
+    writer.add_token_types([gguf.TokenType.NORMAL] * tokenizer.get_vocab_size())
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_add_bos_token(False)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder, path
+
+
+def test_tokenizers_and_llama_cpp_agree_on_the_shipped_text(byte_level: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, path = byte_level
+    for source in (("--checkpoint", folder), ("--model", path)):
+        made = call("new", "english", *source, "--out", tmp_path / "english.json")
+        assert made.exit_code == 0, made.stderr
+        checked = call("verify", tmp_path / "english.json", "--checkpoint", folder, "--model", path)
+        assert checked.exit_code == 0, checked.output
+    assert load_fixture(tmp_path / "english.json").tokenizer_kind == "gguf"
 
 
 # -- show -------------------------------------------------------------------------------------------------

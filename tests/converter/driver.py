@@ -22,7 +22,8 @@ def main() -> None:
 
     def without_tokenizer(name: str, *args: Any, **kwargs: Any) -> Any:
         found = find_class(name, *args, **kwargs)
-        return type(found.__name__, (found,), {"set_vocab": lambda self: self._set_vocab_none()})
+        found.set_vocab = lambda self: self._set_vocab_none()
+        return found
 
     converter.get_model_class = without_tokenizer
     sys.argv = ["convert_hf_to_gguf.py", checkpoint, "--outtype", "f32", "--outfile", outfile]

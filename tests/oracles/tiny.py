@@ -68,8 +68,7 @@ def _llama(wide: bool) -> PreTrainedConfig:
 
 def _llama_square(wide: bool) -> PreTrainedConfig:
     """As Llama 2 and SmolLM2 are: no head size in the config, head tied."""
-    config = LlamaConfig(**sizes(wide, num_attention_heads=4, head_dim=None), **rope(1e4), tie_word_embeddings=True)
-    return config
+    return LlamaConfig(**sizes(wide, num_attention_heads=4, head_dim=None), **rope(1e4), tie_word_embeddings=True)
 
 
 def _llama3(wide: bool) -> PreTrainedConfig:
@@ -129,8 +128,12 @@ def _qwen3_yarn(wide: bool) -> PreTrainedConfig:
 
 
 def _qwen3_yarn_stated(wide: bool) -> PreTrainedConfig:
-    stated = YARN | {"attention_factor": 1.4, "beta_fast": 8.0, "beta_slow": 2.0}
-    return Qwen3Config(**sizes(wide), **rope(1e4, "yarn", **stated), attention_bias=True, tie_word_embeddings=False)
+    stated = YARN | {"attention_factor": 1.4, "beta_fast": 2.0, "beta_slow": 0.3}
+    return Qwen3Config(**sizes(wide), **rope(1e4, "yarn", **stated), tie_word_embeddings=False)
+
+
+def _qwen3_biases(wide: bool) -> PreTrainedConfig:
+    return Qwen3Config(**sizes(wide), **rope(1e6), attention_bias=True, tie_word_embeddings=False)
 
 
 def _qwen3moe(wide: bool, *, normalised: bool = True) -> PreTrainedConfig:
@@ -160,6 +163,7 @@ CASES: dict[str, Builder] = {
     "qwen3": _qwen3,
     "qwen3-yarn": _qwen3_yarn,
     "qwen3-yarn-stated": _qwen3_yarn_stated,
+    "qwen3-biases": _qwen3_biases,
     "qwen3moe": _qwen3moe,
     "qwen3moe-unnormalised": _qwen3moe_unnormalised,
 }
@@ -168,6 +172,7 @@ ENGINE_DIFFERS: dict[str, str] = {
     "mistral-window": "llama.cpp's llama graph has no sliding window",
     "qwen2-window": "llama.cpp's qwen2 graph has no sliding window",
     "qwen3-yarn-stated": "llama.cpp reads no yarn_attn_factor, yarn_beta_fast, yarn_beta_slow for this architecture",
+    "qwen3-biases": "llama.cpp knows no bias on qwen3's output projection and refuses the file",
     "qwen3moe-unnormalised": "llama.cpp's qwen3moe graph always normalises the experts' weights",
 }
 """Cases whose model llama.cpp does not compute, and what it lacks; the other cases must agree."""

@@ -1,0 +1,293 @@
+"""The worker process: start it, follow it, and say what became of it.
+
+The worker runs under this interpreter or another (`settings.python`), sees only this package's
+modules and what its interpreter has, leads its own process group, and dies with its parent. However
+it ends, `run_job` returns its result or raises: the worker's own errors as they are, anything else
+as an `EngineCrash` with the signal, the last words and the node that was begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any, Literal
+
+import diffharness
+from diffharness.engine.capture import HEARTBEAT_SIZE, read_heartbeat
+from diffharness.errors import DiffharnessError, EngineError, OutputError
+from diffharness.settings import EngineSettings
+
+CrashKind = Literal["signal", "abort", "exit", "hang", "oom", "refused"]
+Progress = Callable[[int, int], None]
+
+# A bare package whose __path__ is ours: the worker finds our modules and nothing else of our environment.
+_BOOTSTRAP = """
+import ctypes, os, sys, types
+sys.path[:] = [p for p in sys.path if p]
+package, events, heartbeat, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+    if os.getppid() != parent:
+        os._exit(0)
+bare = types.ModuleType("diffharness")
+bare.__path__ = [package]
+sys.modules["diffharness"] = bare
+from diffharness.engine.worker import main
+main(events, heartbeat)
+"""
+
+_LAST_WORDS = 400  # lines of standard error that are kept
+_NO_MEMORY = re.compile(r"failed to allocate|unable to allocate|out of memory|bad_alloc|cannot allocate memory", re.I)
+_TELLING = re.compile(r"GGML_ASSERT|GGML_ABORT|error|failed|terminate called|what\(\)|refus|invalid", re.I)
+
+
+class EngineCrash(EngineError):
+    """The engine died or refused: how, where, and what it said last."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: CrashKind,
+        hint: str | None = None,
+        signal_name: str | None = None,
+        exit_code: int | None = None,
+        last_words: Sequence[str] = (),
+        node: Mapping[str, Any] | None = None,
+        phase: str = "start",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+        self.signal_name = signal_name
+        self.engine_exit_code = exit_code
+        self.last_words = list(last_words)
+        # `node` and `op`; of a traced run also types and shapes, of another the `first` node of the range that was begun
+        self.node = dict(node or {})
+        self.phase = phase
+
+    def as_dict(self) -> dict[str, Any]:
+        """Evidence for a finding."""
+        return {
+            "kind": self.kind,
+            "signal": self.signal_name,
+            "exit_code": self.engine_exit_code,
+            "phase": self.phase,
+            "node": self.node or None,
+            "last_words": self.last_words[-12:],
+        }
+
+
+def run_job(
+    settings: EngineSettings, job: Mapping[str, Any], progress: Progress | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """The job's result and the worker's standard error, or EngineCrash, or OutputError if the disk is full.
+
+    Whatever happens, Ctrl-C included, no process of the worker's group is left when this returns.
+    """
+    with tempfile.TemporaryFile() as heartbeat:
+        heartbeat.truncate(HEARTBEAT_SIZE)
+        worker = _Worker(settings, heartbeat.fileno())
+        try:
+            worker.send_job(job)
+            event = worker.follow(progress)
+        finally:
+            worker.kill()
+        words = worker.last_words()
+        if event is not None and event["event"] == "result":
+            del event["event"]
+            return event, words
+        note = read_heartbeat(heartbeat.fileno())
+    phase, node = note.pop("phase", "start"), note
+    if event is not None:
+        raise _reported(event, words, phase)
+    raise _died(worker, words, node, phase)
+
+
+class _Worker:
+    """A running worker: its pipes, its deadline, and how it ended."""
+
+    def __init__(self, settings: EngineSettings, heartbeat_fd: int) -> None:
+        self.limit_s = settings.time_limit_s
+        self.timed_out = False
+        events, event_fd = os.pipe()
+        package = os.path.dirname(os.path.abspath(diffharness.__file__))
+        python = str(settings.python or sys.executable)
+        arguments = [package, str(event_fd), str(heartbeat_fd), str(os.getpid())]
+        try:
+            self.process = subprocess.Popen(
+                [python, "-c", _BOOTSTRAP, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=_environment(settings),
+                pass_fds=(event_fd, heartbeat_fd),
+                start_new_session=True,
+            )
+        except OSError as err:
+            os.close(events)
+            raise EngineCrash(f"cannot start {python}: {err.strerror}", kind="refused") from err
+        finally:
+            os.close(event_fd)
+        self._events = os.fdopen(events, "rb", buffering=0)
+        self._words: deque[str] = deque(maxlen=_LAST_WORDS)
+        assert self.process.stderr is not None
+        self._listener = threading.Thread(target=self._listen, args=(self.process.stderr,), daemon=True)
+        self._listener.start()
+
+    def send_job(self, job: Mapping[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(job).encode())
+            self.process.stdin.close()
+        except BrokenPipeError:
+            return  # it died already, which `follow` will see
+
+    def follow(self, progress: Progress | None) -> dict[str, Any] | None:
+        """The last event, a result or an error; None if the worker ended or was stopped without one."""
+        deadline = time.monotonic() + self.limit_s
+        pending = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._events, selectors.EVENT_READ)
+            while (left := deadline - time.monotonic()) > 0:
+                # a process that it started may hold the pipe open, so look at the worker itself too
+                ended = self.process.poll() is not None
+                if not selector.select(0 if ended else min(left, 0.5)):
+                    if ended:
+                        return None
+                    continue
+                chunk = self._events.read(1 << 16)
+                if not chunk:
+                    self._wait(deadline)
+                    return None
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in lines:
+                    event: dict[str, Any] = json.loads(line)
+                    if event["event"] != "progress":
+                        return event
+                    if progress is not None:
+                        progress(event["done"], event["of"])
+        self.timed_out = True
+        return None
+
+    def kill(self) -> None:
+        """Stop the worker and all that it started, and wait for it."""
+        # after a result it only has to free its memory; killing is quicker
+        if self.process.poll() is None:
+            _kill_group(self.process.pid)
+        self.process.wait()
+        _kill_group(self.process.pid)
+        self._listener.join(timeout=5)
+        self._events.close()
+        for pipe in (self.process.stdin, self.process.stderr):
+            if pipe is not None and not self._listener.is_alive():
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def last_words(self) -> list[str]:
+        return list(self._words)
+
+    def _wait(self, deadline: float) -> None:
+        try:
+            self.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.timed_out = True
+
+    def _listen(self, stderr: IO[bytes]) -> None:
+        for line in stderr:
+            self._words.append(line.decode("utf-8", "replace").rstrip())
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _environment(settings: EngineSettings) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment["GGML_NO_BACKTRACE"] = "1"  # an abort would start a debugger
+    environment["PYTHONUNBUFFERED"] = "1"
+    if settings.python is not None:
+        environment.pop("PYTHONPATH", None)  # it is meant for this interpreter
+        environment.pop("PYTHONHOME", None)
+    if settings.lib_dir is not None:
+        folder = str(settings.lib_dir.absolute())
+        environment["LLAMA_CPP_LIB_PATH"] = folder
+        search = environment.get("LD_LIBRARY_PATH")
+        environment["LD_LIBRARY_PATH"] = f"{folder}{os.pathsep}{search}" if search else folder
+    return environment
+
+
+def _reported(event: Mapping[str, Any], words: Sequence[str], phase: str) -> DiffharnessError:
+    """The error that the worker lived to report."""
+    message, hint = str(event["message"]), event["hint"]
+    if event["kind"] == OutputError.__name__:
+        return OutputError(message, hint=hint)
+    told = [line for line in words if _TELLING.search(line)]
+    no_memory = event["kind"] == MemoryError.__name__ or any(_NO_MEMORY.search(line) for line in words)
+    if phase in ("load", "eval") and told:
+        message = f"{message}: {told[0]}"
+    kind: CrashKind = "oom" if no_memory else "refused"
+    return EngineCrash(message, kind=kind, hint=hint, last_words=told or words[-5:], phase=phase)
+
+
+def _died(worker: _Worker, words: Sequence[str], node: Mapping[str, Any], phase: str) -> EngineCrash:
+    """What became of a worker that ended without an event."""
+    code = worker.process.returncode
+    signal_name = _signal_name(-code) if code < 0 and not worker.timed_out else None
+    kind: CrashKind
+    if worker.timed_out:
+        kind, what = "hang", f"the engine did not finish within {worker.limit_s:g} s"
+    elif any(_NO_MEMORY.search(line) for line in words[-20:]):
+        kind, what = "oom", "the engine ran out of memory"
+    elif code == -signal.SIGKILL:
+        kind, what = "oom", "the engine was killed from outside (SIGKILL), as the system does when memory runs out"
+    elif code == -signal.SIGABRT:
+        kind, what = "abort", "the engine aborted"
+    elif code < 0:
+        kind, what = "signal", f"the engine died of {signal_name}"
+    else:
+        kind, what = "exit", f"the engine ended with exit code {code} and without a result"
+    told = [line for line in words if _TELLING.search(line)]
+    message = what + (f" while {_DOING[phase]}" if phase in _DOING else "")
+    if node.get("node"):
+        first = node.get("first")
+        span = f" (between {first} and it)" if first and first != node["node"] else ""
+        message += f", last node begun: {node['node']} ({node['op']}){span}"
+    if told:
+        message += f"; it said: {told[-1]}"
+    return EngineCrash(
+        message,
+        kind=kind,
+        signal_name=signal_name,
+        exit_code=code if code >= 0 else None,
+        last_words=[line for line in words if line][-40:],
+        node=node if node.get("node") else None,
+        phase=phase,
+    )
+
+
+_DOING = {
+    "import": "loading its libraries",
+    "load": "loading the model",
+    "eval": "evaluating tokens",
+    "tokenize": "tokenizing",
+    "quantize": "quantizing",
+}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,219 @@
+"""The engine: evaluate tokens, tokenize, quantize, each call in a worker process.
+
+A result is typed: an `EngineRun` with the capture's path, or an `EngineCrash` (process.py) that says
+how the engine died.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffharness.captures import Capture
+from diffharness.engine.process import EngineCrash, Progress, run_job
+from diffharness.errors import BadInputError, OutputError, SettingsError
+from diffharness.settings import EngineSettings
+
+__all__ = ["Engine", "EngineCrash", "EngineRun", "RowsToQuantize", "Vocabulary", "check_overrides"]
+
+_OVERRIDE = re.compile(r"[^=]{1,127}=(int:-?\d+|float:\S+|bool:(true|false)|str:.{0,127})", re.S)
+
+
+@dataclass(frozen=True)
+class EngineRun:
+    """A finished capture and what it took."""
+
+    capture: Path | None  # None of a traced run
+    taps: list[str]  # in graph order
+    missing: list[str]  # patterns asked for that no node matched
+    n_nodes: int  # of the graph; 0 if no callback was installed
+    load_s: float
+    eval_s: float
+    info: dict[str, Any]
+    settings: EngineSettings
+    log: list[str] = field(repr=False, default_factory=list)
+
+    def open(self) -> Capture:
+        if self.capture is None:
+            raise BadInputError("a traced run captures nothing")
+        return Capture(self.capture)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the model's own vocabulary says of itself."""
+
+    n_vocab: int
+    bos_id: int  # -1 for none
+    eos_id: int
+    adds_bos: bool
+    has_tokenizer: bool
+    pieces: dict[int, str]  # of the ids that were asked for
+
+
+@dataclass(frozen=True)
+class RowsToQuantize:
+    """A matrix and the ggml type it is to be stored in."""
+
+    rows: NDArray[np.float32]  # [n_rows, n_per_row]
+    type: str
+
+
+class Engine:
+    """One llama.cpp build with one set of settings; every call is a process."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+
+    def capture(
+        self,
+        model: str | os.PathLike[str],
+        chunks: Sequence[Sequence[int] | NDArray[np.int64]],
+        out: str | os.PathLike[str],
+        *,
+        taps: Sequence[str] | None = None,
+        overrides: Sequence[str] = (),
+        meta: Mapping[str, str] | None = None,
+        trace: bool = False,
+        progress: Progress | None = None,
+    ) -> EngineRun:
+        """Evaluate each chunk from an empty cache; logits of every position and `taps` go to `out`.
+
+        `taps` are names or shell patterns (`blk.*.layer_out`), None for all; with none at all no callback
+        is installed. `overrides` are llama.cpp's `KEY=TYPE:VALUE`. Raises EngineCrash, OutputError.
+        """
+        out = Path(out).absolute()
+        job = {
+            "kind": "capture",
+            "chunks": [[int(token) for token in chunk] for chunk in chunks],
+            "out": str(out),
+            "taps": None if taps is None else list(taps),
+            "meta": dict(meta or {}),
+            "trace": trace,
+        }
+        try:
+            result, log = self._run(job, model, overrides, progress)
+        finally:
+            # a worker that was killed could not tidy up
+            out.with_name(out.name + ".part").unlink(missing_ok=True)
+        return EngineRun(capture=None if trace else out, settings=self.settings, log=log, **result)
+
+    def tokenize(
+        self,
+        model: str | os.PathLike[str],
+        texts: Sequence[str],
+        *,
+        add_special: bool = True,
+        parse_special: bool = True,
+    ) -> list[list[int]]:
+        """Ids of each text by the model's own vocabulary. Raises EngineCrash if it has no tokenizer."""
+        job = {"kind": "tokenize", "texts": list(texts), "tokens": []}
+        result, _ = self._run({**job, "add_special": add_special, "parse_special": parse_special}, model)
+        ids: list[list[int]] = result["ids"]
+        return ids
+
+    def vocabulary(self, model: str | os.PathLike[str], tokens: Sequence[int] = ()) -> Vocabulary:
+        """The vocabulary's size and special ids, and the pieces of `tokens`; also of a model without a tokenizer."""
+        job = {"kind": "tokenize", "texts": [], "tokens": [int(token) for token in tokens]}
+        result, _ = self._run(job, model)
+        pieces = {int(token): piece for token, piece in result["pieces"].items()}
+        names = ("n_vocab", "bos_id", "eos_id", "adds_bos", "has_tokenizer")
+        return Vocabulary(pieces=pieces, **{name: result[name] for name in names})
+
+    def info(self) -> dict[str, Any]:
+        """What the engine says of itself: version, commit, system_info, devices, bindings, library, python."""
+        return self._run({"kind": "info"})[0]
+
+    def quantize_rows(self, items: Sequence[RowsToQuantize], folder: str | os.PathLike[str]) -> list[NDArray[np.uint8]]:
+        """Each matrix in the blocks of its type, by ggml's own quantizer, memory-mapped from a file in `folder`.
+
+        Types that need an importance matrix are refused. The caller removes the folder.
+        """
+        source, out = Path(folder).absolute() / "rows.f32", Path(folder).absolute() / "rows.quantized"
+        try:
+            with open(source, "wb") as file:
+                for item in items:
+                    np.ascontiguousarray(item.rows, dtype=np.float32).tofile(file)
+            starts = np.cumsum([0] + [item.rows.size * 4 for item in items]).tolist()
+            jobs = [
+                {"type": i.type, "n_rows": i.rows.shape[0], "n_per_row": i.rows.shape[1], "offset": start}
+                for i, start in zip(items, starts, strict=False)
+            ]
+            result, _ = self._run({"kind": "quantize_rows", "source": str(source), "out": str(out), "items": jobs})
+        except OSError as err:
+            raise OutputError(f"cannot write {source}: {err.strerror}") from err
+        finally:
+            source.unlink(missing_ok=True)
+        blocks: NDArray[np.uint8] = np.memmap(out, dtype=np.uint8, mode="r")
+        ends = np.cumsum(result["sizes"]).tolist()
+        return [blocks[end - size : end] for end, size in zip(ends, result["sizes"], strict=True)]
+
+    def quantize_like(
+        self, model: str | os.PathLike[str], out: str | os.PathLike[str], types: Mapping[str, str]
+    ) -> Path:
+        """Rewrite a GGUF with each tensor in the type that `types` gives by name, by llama.cpp's own quantizer.
+
+        The control of the artifact leg: a checkpoint written as F32, quantized to the artifact's types.
+        Tensors that are not named, and those that llama.cpp never quantizes (norms, routers), keep theirs.
+        """
+        patterns = {f"^{re.escape(name)}$": type_name for name, type_name in types.items()}
+        return self._quantize(model, out, "Q8_0", patterns)
+
+    def quantize(self, model: str | os.PathLike[str], out: str | os.PathLike[str], ftype: str) -> Path:
+        """Rewrite a GGUF in one of llama.cpp's mixtures, such as `Q4_K_M`."""
+        return self._quantize(model, out, ftype, {})
+
+    def _quantize(
+        self, model: str | os.PathLike[str], out: str | os.PathLike[str], ftype: str, types: Mapping[str, str]
+    ) -> Path:
+        path = Path(out).absolute()
+        part = path.with_name(path.name + ".part")
+        try:
+            job = {"kind": "quantize_file", "out": str(part), "ftype": ftype, "types": dict(types)}
+            self._run({**job, "threads": self.settings.threads}, model)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    def _run(
+        self,
+        job: Mapping[str, Any],
+        model: str | os.PathLike[str] | None = None,
+        overrides: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> tuple[dict[str, Any], list[str]]:
+        check_overrides(overrides)
+        settings = self.settings.model_dump(mode="json")
+        full = {**job, "settings": settings, "overrides": list(overrides)}
+        if model is not None:
+            full["model"] = str(Path(model).absolute())
+        return run_job(self.settings, full, progress)
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises SettingsError unless each is `KEY=TYPE:VALUE` in llama.cpp's syntax."""
+    for text in overrides:
+        if not _OVERRIDE.fullmatch(text) or not _is_number(text.partition("=")[2]):
+            raise SettingsError(
+                f"override {text!r} is not KEY=TYPE:VALUE",
+                hint="TYPE is int, float, bool (true or false) or str: gemma3.attention.sliding_window=int:512",
+            )
+
+
+def _is_number(typed: str) -> bool:
+    kind, _, value = typed.partition(":")
+    if kind != "float":
+        return kind != "int" or -(2**63) <= int(value) < 2**63
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What a file's tensors and metadata say, without a forward: artifact against checkpoint."""

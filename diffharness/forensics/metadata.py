@@ -1,0 +1,57 @@
+"""Which metadata keys differ between artifact and checkpoint, and which of those the forward reads.
+
+A key is used if the model that the metadata describe becomes another one (other hyperparameters) when
+the artifact's value is exchanged for the checkpoint's. Values are compared as GGUF stores them, floats
+in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diffharness.errors import ArtifactFileError
+from diffharness.records import MetadataRow
+from diffharness.reference import archs
+from diffharness.weights.source import Metadata
+
+
+def differences(artifact: Metadata, checkpoint: Metadata, arch: str) -> list[MetadataRow]:
+    """Every hyperparameter (`<arch>.*`) that differs; keys that only one side spells out count where they matter."""
+    model = archs.build(artifact)
+    keys = sorted(k for k in {*artifact, *checkpoint} if k.startswith(f"{arch}."))
+    rows = []
+    for key in keys:
+        ours, theirs = artifact.get(key), checkpoint.get(key)
+        if _same(ours, theirs):
+            continue
+        used = _describes_another(repaired(artifact, {key: theirs}), model)
+        if used or (ours is not None and theirs is not None):
+            rows.append(MetadataRow(key=key, artifact=ours, checkpoint=theirs, used=used))
+    return rows
+
+
+def repaired(metadata: Metadata, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`metadata` with some keys replaced; None removes a key."""
+    changed = {**metadata, **values}
+    return {key: value for key, value in changed.items() if value is not None}
+
+
+def _describes_another(metadata: Metadata, model: object) -> bool:
+    try:
+        return archs.build(metadata) != model
+    except ArtifactFileError:  # without this key there is no model at all
+        return True
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return a is b
+    if isinstance(a, str) or isinstance(b, str):
+        return bool(a == b)
+    x, y = np.atleast_1d(np.asarray(a)), np.atleast_1d(np.asarray(b))
+    if x.size != y.size and 1 in (x.size, y.size):  # one value for all layers, or the same spelled out
+        x, y = np.broadcast_arrays(x, y)
+    return x.shape == y.shape and bool((x.astype(np.float32) == y.astype(np.float32)).all())

@@ -1,0 +1,285 @@
+"""The artifact leg: is the file what the checkpoint says, but for what its types lose?
+
+The same reference runs on the artifact, on the checkpoint and on a control (the checkpoint freshly
+quantized to the artifact's own types), so that no engine is involved. Loss that the control shares is
+normal and only reported. Beyond it stand a hyperparameter that differs, tensors that are damaged, or
+a sound model that was made from something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffharness.forensics.drift import Drift, TensorError
+from diffharness.legs._compare import TapComparison, logit_stats
+from diffharness.legs._floors import Floors
+from diffharness.legs._layers import describe_layers, ranges
+from diffharness.metrics import LogitComparison
+from diffharness.records import ArtifactLeg, Divergence, Finding, MetadataRow, TapRow, VerdictKind
+from diffharness.taps import split
+
+_SHOWN = 8  # names in a message; the evidence has them all
+
+
+@dataclass(frozen=True)
+class ArtifactInputs:
+    """Everything the leg may rest on; what is None was not to be had.
+
+    `logits`: checkpoint (ref) against artifact; `control_logits`: checkpoint (ref) against control.
+    `taps` and `control_taps` were fed (artifact or control, checkpoint) as (engine, own).
+    `perplexity` by `artifact`, `checkpoint`, `control`. `kinds` by layer.
+    """
+
+    kinds: Sequence[str]
+    metadata: Sequence[MetadataRow] = ()
+    drift: Drift | None = None
+    logits: LogitComparison | None = None
+    control_logits: LogitComparison | None = None
+    taps: TapComparison | None = None
+    control_taps: TapComparison | None = None
+    perplexity: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArtifactOutcome:
+    leg: ArtifactLeg
+    first_divergence: Divergence | None
+    findings: list[Finding]
+
+
+def not_run(reason: str) -> ArtifactOutcome:
+    """The leg without a checkpoint, or where the reference could not run on one of the two."""
+    return ArtifactOutcome(ArtifactLeg(reason=reason), None, [])
+
+
+def non_finite_finding(counts: Mapping[str, int]) -> Finding:
+    """NaN or infinity in a readable file, by tensor; `artifact.file`."""
+    names = sorted(counts)
+    return Finding(
+        kind="artifact.file",
+        leg="artifact",
+        message=f"the file holds NaN or infinity: {sum(counts.values())} values in {_listed(names)}",
+        evidence={"tensors": dict(counts)},
+    )
+
+
+def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
+    """The leg and its findings: artifact.file, artifact.metadata, artifact.weights, artifact.lineage."""
+    drift = inputs.drift or Drift([], [], [])
+    damaged = [t for t in drift.tensors if t.damaged and not t.non_finite]
+    used = [row for row in inputs.metadata if row.used]
+    excess = kl_excess(inputs, floors)
+    rows = _tap_rows(inputs, floors)
+    findings: list[Finding] = []
+    broken = {t.name: t.non_finite for t in drift.tensors if t.non_finite}
+    if broken:
+        findings.append(non_finite_finding(broken))
+    if used:
+        findings.append(_metadata_finding(used, inputs.perplexity))
+    pattern = describe_damage(damaged, drift.tensors, inputs.kinds) if damaged else None
+    if damaged or drift.missing:
+        kind: VerdictKind = "artifact.lineage" if is_other_model(inputs, floors) else "artifact.weights"
+        findings.append(_weights_finding(kind, damaged, drift, pattern, inputs, excess))
+    elif excess and not used and not broken:
+        findings.append(_unexplained_finding(inputs, excess))
+    findings += _information(inputs, drift)
+    guilty = any(finding.kind for finding in findings)
+    judged = any(t.judged for t in drift.tensors) or inputs.control_logits is not None
+    leg = ArtifactLeg(
+        status="fail" if guilty else "pass" if judged else "not_run",
+        reason=_reason(findings, judged),
+        logits=None if inputs.logits is None else logit_stats(inputs.logits),
+        control=None if inputs.control_logits is None else logit_stats(inputs.control_logits),
+        taps=rows,
+        tensors=[t.row() for t in drift.tensors],
+        metadata=list(inputs.metadata),
+        missing=drift.missing,
+        extra=drift.extra,
+        pattern=pattern,
+    )
+    return ArtifactOutcome(leg, _first_divergence(rows) if guilty else None, findings)
+
+
+def kl_excess(inputs: ArtifactInputs, floors: Floors) -> float | None:
+    """Mean KL over what the control's allows, where it is above; None where it is not, or without a control."""
+    if inputs.logits is None or inputs.control_logits is None:
+        return None
+    limit = floors["artifact.kl_factor"] * inputs.control_logits.kl_mean + floors["artifact.kl_floor"]
+    return None if inputs.logits.kl_mean <= limit else inputs.logits.kl_mean / limit
+
+
+def is_other_model(inputs: ArtifactInputs, floors: Floors) -> bool:
+    """Sound, but not from this checkpoint: nearly every matrix of every layer is far, and perplexity is good."""
+    matrices = [t for t in inputs.drift.tensors if t.is_matrix and t.judged] if inputs.drift else []
+    far = [t for t in matrices if t.damaged]
+    if not matrices or len(far) < floors["artifact.lineage_share"] * len(matrices):
+        return False
+    if not {t.layer for t in matrices if t.layer is not None} <= {t.layer for t in far}:
+        return False
+    theirs, own = inputs.perplexity.get("checkpoint"), inputs.perplexity.get("artifact")
+    candidates = [own, *(row.repaired_ppl for row in inputs.metadata)]
+    best = min((ppl for ppl in candidates if ppl is not None and math.isfinite(ppl)), default=None)
+    return best is not None and theirs is not None and best <= floors["artifact.lineage_ppl"] * theirs
+
+
+def describe_damage(damaged: Sequence[TensorError], every: Sequence[TensorError], kinds: Sequence[str]) -> str:
+    """Classes by the layers they are damaged in: `attn_q, attn_k in all layers; layer_output_scale in only layer 3`."""
+    layers_of: dict[str, set[int]] = defaultdict(set)
+    has: dict[str, set[int]] = defaultdict(set)
+    outside = [t.name for t in damaged if t.layer is None]
+    for t in every:
+        if t.layer is not None:
+            has[t.klass].add(t.layer)
+    for t in damaged:
+        if t.layer is not None:
+            layers_of[t.klass].add(t.layer)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for klass, layers in layers_of.items():
+        if layers == has[klass]:
+            where = "every layer" if len(layers) == len(kinds) else f"every layer that has them ({ranges(layers)})"
+        else:
+            where = describe_layers(layers, kinds)
+        groups[where].append(klass.removesuffix(".weight"))
+    parts = [f"{', '.join(classes)} in {where}" for where, classes in groups.items()]
+    return "; ".join(parts + ([", ".join(outside)] if outside else []))
+
+
+# -- words --------------------------------------------------------------------------------------------
+
+
+def _metadata_finding(used: Sequence[MetadataRow], perplexity: Mapping[str, float]) -> Finding:
+    before = perplexity.get("artifact")
+    parts = []
+    for row in used:
+        text = f"{row.key} is {_value(row.artifact)}, by the checkpoint's config {_value(row.checkpoint)}"
+        if row.repaired_ppl is not None:
+            text += f" (perplexity {_ppl(before)} -> {_ppl(row.repaired_ppl)} repaired)"
+        parts.append(text)
+    return Finding(
+        kind="artifact.metadata",
+        leg="artifact",
+        message="metadata that the forward reads differs from the checkpoint: " + "; ".join(parts),
+        evidence={"keys": [row.model_dump() for row in used], "perplexity": dict(perplexity)},
+    )
+
+
+def _weights_finding(
+    kind: VerdictKind,
+    damaged: Sequence[TensorError],
+    drift: Drift,
+    pattern: str | None,
+    inputs: ArtifactInputs,
+    excess: float | None,
+) -> Finding:
+    parts = []
+    if damaged:
+        worst = max(damaged, key=lambda t: t.error / t.limit if t.limit else math.inf)
+        lead = (
+            "a sound model, but not made from this checkpoint: "
+            if kind == "artifact.lineage"
+            else "tensors are further from the checkpoint than their types explain: "
+        )
+        parts.append(f"{lead}{len(damaged)} of {len(drift.tensors)}")
+        parts.append(f"{pattern}; worst {_tensor(worst)}")
+    if drift.missing:
+        parts.append(f"missing from the artifact: {_listed(drift.missing)}")
+    if inputs.logits is not None:
+        parts.append(_kl(inputs))
+    evidence: dict[str, Any] = {
+        "tensors": [t.row().model_dump() | {"far_rows": t.far_rows, "note": t.note} for t in damaged],
+        "layers": sorted({t.layer for t in damaged if t.layer is not None}),
+        "classes": sorted({t.klass for t in damaged}),
+        "pattern": pattern,
+        "missing": drift.missing,
+        "perplexity": dict(inputs.perplexity),
+        "kl_over_limit": excess,
+    }
+    return Finding(kind=kind, leg="artifact", message="; ".join(parts), evidence=evidence)
+
+
+def _unexplained_finding(inputs: ArtifactInputs, excess: float) -> Finding:
+    return Finding(
+        kind="artifact.weights",
+        leg="artifact",
+        message=f"more is lost than the types explain, though no single tensor stands out: {_kl(inputs)}",
+        evidence={"kl_over_limit": excess, "perplexity": dict(inputs.perplexity)},
+    )
+
+
+def _information(inputs: ArtifactInputs, drift: Drift) -> list[Finding]:
+    findings = []
+    unread = [row.key for row in inputs.metadata if not row.used]
+    unjudged = [t.name for t in drift.tensors if not t.judged]
+    notes = [
+        (unread, "metadata keys that differ from the checkpoint's without effect on the forward"),
+        (drift.extra, "tensors that the checkpoint does not have"),
+        (unjudged, "tensors not judged, for want of a control of their type"),
+    ]
+    for names, what in notes:
+        if names:
+            text = f"{len(names)} {what}: {_listed(names)}"
+            findings.append(Finding(kind=None, leg="artifact", message=text, evidence={"names": list(names)}))
+    return findings
+
+
+def _reason(findings: Sequence[Finding], judged: bool) -> str | None:
+    guilty = [finding.message for finding in findings if finding.kind]
+    if guilty:
+        return "; ".join(guilty)
+    return None if judged else "no control to judge the loss of the artifact's types by"
+
+
+def _tap_rows(inputs: ArtifactInputs, floors: Floors) -> list[TapRow]:
+    rows = []
+    for errors in inputs.taps.taps if inputs.taps else []:
+        row = errors.row()
+        control = inputs.control_taps.get(row.tap) if inputs.control_taps else None
+        if control is not None and row.nmse is not None:
+            row.nmse_control = control.row().nmse
+            if row.nmse_control is not None:
+                row.floor = floors["artifact.kl_factor"] * row.nmse_control + floors["artifact.kl_floor"]
+                row.ok = bool(row.nmse <= row.floor)
+        rows.append(row)
+    return rows
+
+
+def _first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
+    row = next((row for row in rows if row.ok is False), None)
+    if row is None:
+        return None
+    return Divergence(leg="artifact", tap=row.tap, layer=split(row.tap)[0], token=row.worst_token, nmse=row.nmse)
+
+
+def _tensor(t: TensorError) -> str:
+    if t.note:
+        return f"{t.name} ({t.note})"
+    control = "" if t.control is None else f", control {t.control:.1e}"
+    return f"{t.name} ({t.type}, NMSE {t.error:.1e}{control})"
+
+
+def _kl(inputs: ArtifactInputs) -> str:
+    assert inputs.logits is not None, "asked for only where there are logits"
+    text = f"mean KL {inputs.logits.kl_mean:.1e}"
+    if inputs.control_logits is not None:
+        text += f" (control {inputs.control_logits.kl_mean:.1e})"
+    own, theirs = inputs.perplexity.get("artifact"), inputs.perplexity.get("checkpoint")
+    if own is not None and theirs is not None:
+        text += f", perplexity {_ppl(own)} (checkpoint {_ppl(theirs)})"
+    return text
+
+
+def _ppl(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
+
+
+def _value(value: Any) -> str:
+    return "missing" if value is None else str(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,157 @@
+"""From paths to what a run works on: artifact, checkpoint and fixture, opened and checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffharness import fixture as fixtures
+from diffharness.engine.runner import Engine
+from diffharness.errors import CheckpointError, FixtureError
+from diffharness.fixture import Fixture
+from diffharness.legs import tokens as tokens_leg
+from diffharness.legs.tokens import TokensOutcome
+from diffharness.settings import EngineSettings
+from diffharness.tokenizer import CheckpointTokenizer, gguf_tokenizer_sha256
+from diffharness.weights import names
+from diffharness.weights.check import check_against
+from diffharness.weights.checkpoint import Checkpoint
+from diffharness.weights.gguf_file import GgufFile, open_gguf
+
+DEFAULT_TEXT = "english"
+DEFAULT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a run reads. `extra` names tensors of the artifact that its architecture does not have."""
+
+    artifact: GgufFile
+    extra: list[str]
+    checkpoint: Checkpoint | None
+    fixture: Fixture
+    tokens: TokensOutcome
+
+    @property
+    def n_ctx_train(self) -> int | None:
+        value = self.artifact.metadata.get(f"{self.artifact.arch}.context_length")
+        return int(value) if isinstance(value, int) else None
+
+
+def open_artifact(path: Path) -> tuple[GgufFile, list[str]]:
+    """The GGUF with every tensor that its architecture calls for, and the names of those that it does not."""
+    artifact = open_gguf(path)
+    map_ = names.for_arch(artifact.arch)
+    return artifact, check_against(artifact, map_.rules(artifact.metadata))
+
+
+def open_checkpoint(folder: Path, artifact: GgufFile) -> Checkpoint:
+    """The checkpoint; CheckpointError if it is of another architecture or other sizes than the artifact."""
+    checkpoint = Checkpoint(folder)
+    if checkpoint.arch != artifact.arch:
+        raise CheckpointError(
+            f"{checkpoint.label} is a {checkpoint.arch} model, the artifact {artifact.label} says {artifact.arch}",
+            hint="give the checkpoint that the artifact was made from",
+        )
+    differing = [
+        f"{name}: checkpoint {info.shape}, artifact {artifact.tensors[name].shape}"
+        for name, info in checkpoint.tensors.items()
+        if name in artifact.tensors and artifact.tensors[name].shape != info.shape
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{len(differing)} tensors of {checkpoint.label} have other shapes than in {artifact.label}: "
+            + "; ".join(differing[:5]),
+            hint="give the checkpoint that the artifact was made from",
+        )
+    return checkpoint
+
+
+def choose_fixture(
+    artifact: GgufFile, checkpoint: Checkpoint | None, name: str | None, n_tokens: int | None, engine: EngineSettings
+) -> tuple[Fixture, TokensOutcome]:
+    """The fixture's first tokens, fit for the artifact, and what the tokens leg says of its text.
+
+    A text is tokenized by the artifact's own vocabulary in llama.cpp, or by the checkpoint's tokenizer
+    if the artifact has none. A model with neither needs a fixture of ids.
+    """
+    tokenizer = None
+    if checkpoint is not None and checkpoint.tokenizer_path is not None:
+        tokenizer = CheckpointTokenizer(checkpoint.tokenizer_path)
+    path = fixtures.resolve(name or DEFAULT_TEXT)
+    loaded = fixtures.load_fixture(path) if path.suffix == ".json" else None
+    text = fixtures.read_text(path) if loaded is None else loaded.text if loaded.whole_text else None
+    encoded = _engine_ids(artifact, text, engine) if text is not None else None
+    outcome = _compare_tokenizers(artifact, tokenizer, text, encoded)
+    if loaded is not None:
+        found = loaded
+    elif encoded is not None:
+        found = fixtures.from_text(
+            text or "",
+            encoded.__getitem__,
+            name=path.stem,
+            tokenizer_kind="gguf",
+            tokenizer_sha256=gguf_tokenizer_sha256(artifact.metadata),
+            provenance={"text": path.name, "tokenizer": artifact.label},
+        )
+    elif tokenizer is not None:
+        found = fixtures.from_text(
+            text or "",
+            tokenizer.encode,
+            name=path.stem,
+            tokenizer_kind="tokenizer.json",
+            tokenizer_sha256=tokenizer.sha256,
+            provenance={"text": path.name, "tokenizer": tokenizer.label},
+        )
+    else:
+        raise FixtureError(
+            f"{artifact.label} has no tokenizer to make tokens of the text {path.name} with",
+            hint="give a fixture of ids (--fixture FILE.json), or a checkpoint with tokenizer.json",
+        )
+    wanted = n_tokens if n_tokens is not None else min(len(found.ids), max(DEFAULT_TOKENS, found.chunk))
+    found = found.first(wanted)
+    found.check_vocab(artifact.vocab_size)
+    if found.tokenizer_kind == "gguf" and (sha256 := gguf_tokenizer_sha256(artifact.metadata)) is not None:
+        found.check_tokenizer("gguf", sha256, artifact.label)
+    elif found.tokenizer_kind == "tokenizer.json" and tokenizer is not None:
+        found.check_tokenizer("tokenizer.json", tokenizer.sha256, tokenizer.label)
+    return found, outcome
+
+
+def open_inputs(
+    model: Path, checkpoint: Path | None, fixture: str | None, n_tokens: int | None, engine: EngineSettings
+) -> Inputs:
+    """All of a run's inputs; each kind of unfit input is an error of its own."""
+    artifact, extra = open_artifact(model)
+    source = open_checkpoint(checkpoint, artifact) if checkpoint is not None else None
+    chosen, outcome = choose_fixture(artifact, source, fixture, n_tokens, engine)
+    inputs = Inputs(artifact, extra, source, chosen, outcome)
+    if inputs.n_ctx_train is not None:
+        chosen.check_context(inputs.n_ctx_train)
+    return inputs
+
+
+def _engine_ids(artifact: GgufFile, text: str, engine: EngineSettings) -> dict[str, list[int]] | None:
+    """Ids of the text and of the empty text by the artifact's own vocabulary; None if it has none."""
+    if "tokenizer.ggml.tokens" not in artifact.metadata:
+        return None
+    texts = [text, ""]
+    return dict(zip(texts, Engine(engine).tokenize(artifact.paths[0], texts, parse_special=False), strict=True))
+
+
+def _compare_tokenizers(
+    artifact: GgufFile, tokenizer: CheckpointTokenizer | None, text: str | None, encoded: dict[str, list[int]] | None
+) -> TokensOutcome:
+    if text is None:
+        return tokens_leg.not_run("the fixture holds ids without their text")
+    if tokenizer is None:
+        return tokens_leg.not_run("there is no checkpoint with a tokenizer.json to compare with")
+    if encoded is None:
+        return tokens_leg.not_run("the artifact has no vocabulary")
+    pieces = artifact.metadata["tokenizer.ggml.tokens"]
+    return tokens_leg.compare(
+        tokenizer.encode(text),
+        encoded[text],
+        checkpoint_piece=tokenizer.piece,
+        artifact_piece=lambda token: str(pieces[token]) if 0 <= token < len(pieces) else f"<id {token}>",
+    )

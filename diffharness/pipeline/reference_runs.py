@@ -1,0 +1,156 @@
+"""The reference's passes: against the strict engine, and on artifact, checkpoint and control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffharness.captures import Capture, CaptureWriter
+from diffharness.fixture import Fixture
+from diffharness.legs._compare import TapComparison
+from diffharness.legs.graph import GraphShape, PassResult, judge_pass
+from diffharness.metrics import compare_logits
+from diffharness.reference.model import DEFINITION, GGML, Arithmetic, Model
+from diffharness.reference.runner import Layer, Reference
+from diffharness.settings import Tolerances
+from diffharness.taps import layer_tap
+from diffharness.weights.source import WeightSource
+
+Logits = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the reference computes."""
+
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+@dataclass
+class GraphRuns:
+    """One or two judged passes of the reference against the strict engine."""
+
+    definition: PassResult
+    conventions: PassResult | None
+    logits: Logits  # [n_tokens, n_vocab], as defined
+    taps: list[str] = field(default_factory=list)  # that the reference exposes
+
+
+def layer_inputs(capture: Capture) -> Any:
+    """A capture's input of each layer and of the head, as `Reference.run` asks for it."""
+    n_layer = sum(1 for tap in capture.taps if tap.endswith(".layer_out"))
+
+    def of(layer: Layer) -> NDArray[np.floating[Any]] | None:
+        if layer == "head":
+            name = layer_tap(n_layer - 1, "layer_out")
+        else:
+            name = "token_embd" if layer == 0 else layer_tap(int(layer) - 1, "layer_out")
+        return capture.read(name) if name in capture else None
+
+    return of
+
+
+def shape_of(model: Model, fixture: Fixture, n_ubatch: int) -> GraphShape:
+    """Layers by kind, and the positions at which something changes."""
+    kinds = [model.layer_kind(il) for il in range(model.n_layer)]
+    landmarks: dict[str, int] = {}
+    windows = [w for w in np.atleast_1d(getattr(model, "window", None) or ()) if w is not None]
+    longest = max(end - start for start, end in fixture.chunk_bounds())
+    if windows and min(windows) < longest:
+        landmarks["the window"] = int(min(windows))
+    if n_ubatch < longest:
+        landmarks["n_ubatch"] = n_ubatch
+    positions = np.concatenate([np.arange(end - start) for start, end in fixture.chunk_bounds()])
+    return GraphShape(kinds=kinds, positions=positions.astype(np.int64), landmarks=landmarks)
+
+
+def against_engine(
+    source: WeightSource,
+    strict: Capture,
+    fixture: Fixture,
+    tolerances: Tolerances,
+    *,
+    precision: Precision,
+    n_ubatch: int,
+) -> GraphRuns:
+    """Pass 1 as the model is defined; pass 2 with ggml's conventions if something left its floor."""
+    floors: Mapping[str, float] = {name: tolerances[name] for name in tolerances.floors}
+
+    def one_pass(arithmetic: Arithmetic) -> tuple[PassResult, Logits, list[str]]:
+        reference = Reference(source, dtype=precision.dtype, device=precision.device, arithmetic=arithmetic)
+        comparison = TapComparison(fixture.n_tokens, top_k=_experts_used(source))
+        seen: dict[str, None] = {}
+
+        def on_tap(tap: str, own: Tensor, local: Tensor | None, rows: slice) -> None:
+            seen[tap] = None
+            if tap in strict:
+                engine = strict.read(tap)[rows]
+                comparison.feed(tap, rows.start, engine, _array(own), None if local is None else _array(local))
+
+        out = reference.run(fixture.chunks(), engine_inputs=layer_inputs(strict), on_tap=on_tap)
+        assert out is not None, "run keeps logits unless told otherwise"
+        logits = _array(out)
+        compared = None
+        if "logits" in strict:
+            compared = compare_logits(logits, strict.read("logits"), fixture.scored_positions())
+        shape = shape_of(reference.model, fixture, n_ubatch)
+        result = judge_pass(comparison, shape, floors, arithmetic=arithmetic.conventions, logits=compared)
+        return result, logits, list(seen)
+
+    definition, logits, taps = one_pass(DEFINITION)
+    conventions = None if definition.ok else one_pass(GGML)[0]
+    return GraphRuns(definition, conventions, logits, taps)
+
+
+def logits_of(source: WeightSource, fixture: Fixture, precision: Precision) -> Logits:
+    """Logits of one forward [n_tokens, n_vocab]."""
+    out = Reference(source, dtype=precision.dtype, device=precision.device).run(fixture.chunks())
+    assert out is not None, "run keeps logits unless told otherwise"
+    return _array(out)
+
+
+def captured(source: WeightSource, fixture: Fixture, precision: Precision, path: Path) -> Capture:
+    """One forward with every tap and the logits in a capture at `path`."""
+    reference = Reference(source, dtype=precision.dtype, device=precision.device)
+    with CaptureWriter(path, fixture.n_tokens, {"source": source.label}) as writer:
+        reference.run(
+            fixture.chunks(),
+            on_tap=lambda tap, own, _, rows: writer.write(tap, rows.start, _array(own)),
+            keep_logits=False,
+        )
+        writer.finish()
+    return Capture(path)
+
+
+def against_capture(
+    source: WeightSource, other: Capture, fixture: Fixture, precision: Precision
+) -> tuple[Logits, TapComparison]:
+    """One forward with every tap, also teacher-forced on the other's layer inputs, compared with `other` below the line."""
+    reference = Reference(source, dtype=precision.dtype, device=precision.device)
+    comparison = TapComparison(fixture.n_tokens)
+
+    def on_tap(tap: str, own: Tensor, local: Tensor | None, rows: slice) -> None:
+        if tap in other and tap != "logits":
+            # The comparison's first value is the one on trial: this source's, fed the other's input where it was.
+            comparison.feed(tap, rows.start, _array(own if local is None else local), other.read(tap)[rows])
+
+    out = reference.run(fixture.chunks(), engine_inputs=layer_inputs(other), on_tap=on_tap)
+    assert out is not None, "run keeps logits unless told otherwise"
+    return _array(out), comparison
+
+
+def _experts_used(source: WeightSource) -> int | None:
+    value = source.metadata.get(f"{source.arch}.expert_used_count")
+    return int(value) if value else None
+
+
+def _array(value: Tensor) -> NDArray[np.floating[Any]]:
+    return value.detach().cpu().numpy()
+

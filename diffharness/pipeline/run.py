@@ -1,0 +1,256 @@
+"""`run`: every leg that the inputs allow, one after another, and the record of it all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffharness import __version__, verdict
+from diffharness.engine.runner import EngineRun
+from diffharness.errors import ArtifactFileError
+from diffharness.fixture import Fixture
+from diffharness.legs import artifact as artifact_leg
+from diffharness.legs import graph as graph_leg
+from diffharness.legs import kernel as kernel_leg
+from diffharness.legs import settings as settings_leg
+from diffharness.legs.artifact import ArtifactOutcome
+from diffharness.legs.graph import GraphOutcome
+from diffharness.machine import this_machine
+from diffharness.metrics import compare_logits, mean_nll, nll_per_position, perplexity
+from diffharness.pipeline import artifact_side, engine_runs, reference_runs
+from diffharness.pipeline.engine_runs import EngineRuns
+from diffharness.pipeline.inputs import Inputs, open_inputs
+from diffharness.pipeline.reference_runs import GraphRuns, Logits, Precision
+from diffharness.pipeline.request import RunRequest
+from diffharness.pipeline.timing import Timings
+from diffharness.records import (
+    ArtifactSubject,
+    CheckpointSubject,
+    EngineSubject,
+    Finding,
+    FixtureSubject,
+    GraphLeg,
+    KernelLeg,
+    Legs,
+    RunRecord,
+    Score,
+    Scores,
+    Subject,
+)
+from diffharness.weights.check import non_finite
+
+
+def run(request: RunRequest) -> RunRecord:
+    """The whole differential run.
+
+    Raises BadInputError for unfit inputs; an artifact that is no readable GGUF is not an error but the
+    verdict `artifact.file`. With `request.out` the run folder keeps the record's captures.
+    """
+    timings = Timings()
+    with timings.step("total"):
+        try:
+            with timings.step("open"):
+                inputs = open_inputs(
+                    request.model, request.checkpoint, request.fixture, request.n_tokens, request.engine
+                )
+        except ArtifactFileError as error:
+            return _unreadable(request, error)
+        with _folder(request.out) as folder:
+            record = _run(request, inputs, folder, timings)
+    record.timings = timings.seconds
+    return record
+
+
+def _run(request: RunRequest, inputs: Inputs, folder: Path, timings: Timings) -> RunRecord:
+    precision = Precision(request.dtype, request.device)
+    findings: list[Finding] = list(inputs.tokens.findings)
+    with timings.step("scan"):
+        request.say(f"reading {inputs.artifact.label} for values that are not finite")
+        broken = {found.tensor: found.count for found in non_finite(inputs.artifact)}
+    if broken:
+        findings.append(artifact_leg.non_finite_finding(broken))
+
+    engine = engine_runs.run_all(request, inputs, folder, timings)
+    findings += engine.findings
+
+    with timings.step("reference: artifact"):
+        graph_runs = _graph_runs(request, inputs, engine, precision)
+    graph = _graph(graph_runs, engine)
+    findings += graph.findings
+
+    settings = settings_leg.judge(engine.pairs, reason=engine.reason)
+    findings += settings.findings
+
+    artifact = _artifact(request, inputs, graph_runs, precision, folder, timings)
+    findings += [f for f in artifact.outcome.findings if not (broken and f.kind == "artifact.file")]
+
+    legs = Legs(
+        tokens=inputs.tokens.leg,
+        graph=graph.leg,
+        kernel=_kernel(engine, inputs.fixture),
+        settings=settings.leg,
+        artifact=artifact.outcome.leg,
+    )
+    return RunRecord(
+        verdict=verdict.judge(legs, findings, model=str(request.model)),
+        first_divergence=graph.first_divergence or settings.first_divergence or artifact.outcome.first_divergence,
+        legs=legs,
+        scores=_scores(inputs.fixture, graph_runs, artifact.logits, engine),
+        findings=findings,
+        subject=_subject(request, inputs, engine),
+        repro=request.repro,
+    )
+
+
+# -- legs ---------------------------------------------------------------------------------------------
+
+
+def _graph_runs(request: RunRequest, inputs: Inputs, engine: EngineRuns, precision: Precision) -> GraphRuns | None:
+    if engine.strict is None:
+        return None
+    request.say("reference on the artifact, layer by layer on its own and on the engine's inputs")
+    return reference_runs.against_engine(
+        inputs.artifact,
+        engine.strict.open(),
+        inputs.fixture,
+        request.tolerances,
+        precision=precision,
+        n_ubatch=engine.strict.settings.n_ubatch,
+    )
+
+
+def _graph(runs: GraphRuns | None, engine: EngineRuns) -> GraphOutcome:
+    if runs is None or engine.strict is None:
+        return GraphOutcome(GraphLeg(reason=engine.reason or "the strict engine did not run"), None, [])
+    return graph_leg.judge(
+        runs.definition, runs.conventions, engine_taps=engine.strict.taps, reference_taps=runs.taps
+    )
+
+
+def _kernel(engine: EngineRuns, fixture: Fixture) -> KernelLeg:
+    if engine.native is None or engine.strict is None:
+        return kernel_leg.numbers(None, reason=engine.reason)
+    strict, native = (run.open().read("logits") for run in (engine.strict, engine.native))
+    return kernel_leg.numbers(compare_logits(strict, native, fixture.scored_positions()))
+
+
+def _artifact(
+    request: RunRequest,
+    inputs: Inputs,
+    graph_runs: GraphRuns | None,
+    precision: Precision,
+    folder: Path,
+    timings: Timings,
+) -> artifact_side.ArtifactSide:
+    if inputs.checkpoint is None:
+        return artifact_side.not_run("there is no checkpoint to compare with: give it with --checkpoint")
+    return artifact_side.run_all(
+        request,
+        inputs,
+        inputs.checkpoint,
+        precision,
+        folder,
+        timings,
+        artifact_logits=None if graph_runs is None else graph_runs.logits,
+    )
+
+
+# -- the record ---------------------------------------------------------------------------------------
+
+
+def _score(logits: Logits, fixture: Fixture) -> Score:
+    nll = nll_per_position(logits[fixture.scored_positions()], fixture.next_ids())
+    return Score(ppl=perplexity(nll), nll=mean_nll(nll), n=len(nll))
+
+
+def _scores(
+    fixture: Fixture, graph_runs: GraphRuns | None, others: dict[str, Logits], engine: EngineRuns
+) -> Scores:
+    by_reference = dict(others) if graph_runs is None else {"artifact": graph_runs.logits, **others}
+    by_engine = {name: run.open().read("logits") for name, run in engine.named.items()}
+    return Scores(
+        reference={name: _score(logits, fixture) for name, logits in by_reference.items()},
+        engine={name: _score(logits, fixture) for name, logits in by_engine.items()},
+    )
+
+
+def _subject(request: RunRequest, inputs: Inputs, engine: EngineRuns) -> Subject:
+    artifact, checkpoint, fixture = inputs.artifact, inputs.checkpoint, inputs.fixture
+    native: EngineRun | None = engine.native or engine.strict
+    info = native.info if native is not None else {}
+    name = artifact.metadata.get("general.name")
+    return Subject(
+        artifact=ArtifactSubject(
+            path=str(request.model),
+            sha256=artifact.sha256(),
+            arch=artifact.arch,
+            name=name if isinstance(name, str) else None,
+            types=artifact.types,
+            n_tensors=len(artifact.tensors),
+            n_params=sum(info.n_elements for info in artifact.tensors.values()),
+            n_bytes=artifact.n_bytes,
+        ),
+        checkpoint=None
+        if checkpoint is None
+        else CheckpointSubject(
+            path=str(request.checkpoint),
+            arch=checkpoint.arch,
+            model_type=checkpoint.config.get("model_type"),
+            types=_types(checkpoint),
+            ignored=[*checkpoint.ignored, *checkpoint.extra],
+        ),
+        fixture=FixtureSubject(
+            name=fixture.name,
+            n_tokens=fixture.n_tokens,
+            n_scored=int(fixture.scored_positions().size),
+            chunk=fixture.chunk,
+            sha256=fixture.ids_sha256,
+            text_sha256=fixture.text_sha256,
+            provenance=", ".join(f"{key}: {value}" for key, value in fixture.provenance.items()) or None,
+        ),
+        engine=EngineSubject(
+            version=info.get("version"),
+            commit=info.get("commit"),
+            settings=json.loads((native.settings if native else request.engine).model_dump_json()),
+            overrides=list(request.overrides),
+            system_info=info.get("system_info"),
+        ),
+        machine={**this_machine().as_dict(), "diffharness": __version__},
+    )
+
+
+def _types(source: object) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for info in getattr(source, "tensors", {}).values():
+        counts[info.type] = counts.get(info.type, 0) + 1
+    return counts
+
+
+def _unreadable(request: RunRequest, error: ArtifactFileError) -> RunRecord:
+    evidence = {"offset": error.offset, "tensor": error.tensor, "hint": error.hint}
+    finding = Finding(kind="artifact.file", leg=None, message=error.message, evidence=evidence)
+    return RunRecord(
+        verdict=verdict.judge(Legs(), [finding]),
+        findings=[finding],
+        subject=Subject(artifact=ArtifactSubject(path=str(request.model))),
+        repro=request.repro,
+    )
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """The run folder, or a temporary one that goes when the run ends."""
+    if out is not None:
+        yield out
+        return
+    folder = Path(tempfile.mkdtemp(prefix="diffharness-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+

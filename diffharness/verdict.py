@@ -1,0 +1,129 @@
+"""Findings in, verdict out. Pure: nothing here runs, reads or measures.
+
+`primary` is the suspect to act on first, in this order:
+
+1. `artifact.file`: the file cannot be trusted as a container; numbers computed from it say nothing.
+2. `engine.graph`, `engine.kernel`: wrong numbers from right inputs, silently, for every such file.
+3. `engine.crash`: loud, so it misleads nobody, but the file cannot be used there. A crash that no
+   setting survives, on a file whose metadata are wrong, is put down to the metadata first.
+4. `engine.settings`: wrong numbers, but some settings give right ones.
+5. `artifact.metadata` before `artifact.weights`: one key is repaired in a minute, and a wrong key makes
+   sound weights look bad. Then `artifact.lineage`: the comparison was with the wrong checkpoint.
+6. `tokens`: the numbers hold for the ids that were run; only texts turn into other ids. Last, because
+   another lineage brings another tokenizer along.
+
+All that holds is in `all`. Findings from numbers that a NaN in the file explains do not hold.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Sequence
+
+from diffharness.records import LEG_NAMES, Finding, LegName, Legs, Verdict, VerdictKind
+
+PRIORITY: tuple[VerdictKind, ...] = (
+    "artifact.file",
+    "engine.graph",
+    "engine.kernel",
+    "engine.crash",
+    "engine.settings",
+    "artifact.metadata",
+    "artifact.weights",
+    "artifact.lineage",
+    "tokens",
+    "inconclusive",
+    "agree",
+)
+# Verdicts that rest on the numbers of a forward, which NaN in the file spoils.
+_FROM_NUMBERS: frozenset[VerdictKind] = frozenset({"engine.graph", "engine.kernel", "engine.settings"})
+# One of these must have passed before anything agrees: the others compare the engine with itself, or no numbers.
+DECISIVE: tuple[LegName, ...] = ("graph", "artifact")
+UNSURVIVED = "survives"  # evidence key of a crash: the settings under which the engine lives, null for none
+
+_QUESTION: dict[LegName, str] = {
+    "tokens": "the tokenizers",
+    "graph": "the engine's graph",
+    "kernel": "the engine's kernels",
+    "settings": "the engine's settings",
+    "artifact": "the artifact against a checkpoint",
+}
+
+
+def judge(
+    legs: Legs, findings: Sequence[Finding], *, model: str = "MODEL", needs: Collection[LegName] = DECISIVE
+) -> Verdict:
+    """The verdict of one run.
+
+    `model` goes into suggested commands; `needs` are the legs of which at least one must have passed
+    before the run agrees (a command that runs one leg alone names that one).
+    """
+    kinds = {finding.kind for finding in findings if finding.kind is not None} - {"agree"}
+    if "artifact.file" in kinds:
+        kinds -= _FROM_NUMBERS
+    guilty = [kind for kind in _ordered(kinds, findings) if kind != "inconclusive"]
+    if guilty:
+        primary = guilty[0]
+        lead = next(finding for finding in findings if finding.kind == primary)
+        also = f" Also: {', '.join(guilty[1:])}." if guilty[1:] else ""
+        return Verdict(
+            primary=primary,
+            all=guilty,
+            summary=_sentence(lead.message) + also,
+            next_step=lead.next_step or _next_step(legs, model, guilty),
+        )
+    if "inconclusive" in kinds or not any(legs.get(name).status == "pass" for name in needs):
+        return _inconclusive(legs, findings, model, needs)
+    return Verdict(primary="agree", all=["agree"], summary=_agreement(legs), next_step=_next_step(legs, model, guilty))
+
+
+def exit_code(verdict: Verdict) -> int:
+    """0 agree, 1 any guilty suspect, 125 inconclusive. An unreadable file ends with its error's own code, 2."""
+    return {"agree": 0, "inconclusive": 125}.get(verdict.primary, 1)
+
+
+def first_sentence(verdict: Verdict) -> str:
+    """`engine.graph: …`, the line that a bug report begins with."""
+    return f"{verdict.primary}: {verdict.summary}"
+
+
+def _ordered(kinds: Collection[VerdictKind], findings: Sequence[Finding]) -> list[VerdictKind]:
+    order = list(PRIORITY)
+    crashes = [finding for finding in findings if finding.kind == "engine.crash"]
+    if crashes and all(finding.evidence.get(UNSURVIVED) is None for finding in crashes):
+        order.remove("engine.crash")
+        order.insert(order.index("artifact.metadata") + 1, "engine.crash")
+    return sorted(kinds, key=order.index)
+
+
+def _inconclusive(legs: Legs, findings: Sequence[Finding], model: str, needs: Collection[LegName]) -> Verdict:
+    leading = next((finding for finding in findings if finding.kind == "inconclusive"), None)
+    missing = [f"{name}: {legs.get(name).reason}" for name in needs if legs.get(name).reason]
+    if leading is not None:
+        summary = _sentence(leading.message)
+    else:
+        summary = _sentence("nothing decisive was compared" + (f" ({'; '.join(missing)})" if missing else ""))
+    step = (leading.next_step if leading else None) or _next_step(legs, model, []) or "diffharness doctor"
+    return Verdict(primary="inconclusive", all=["inconclusive"], summary=summary, next_step=step)
+
+
+def _agreement(legs: Legs) -> str:
+    passed = [name for name in LEG_NAMES if legs.get(name).status == "pass"]
+    absent = [_QUESTION[name] for name in LEG_NAMES if legs.get(name).status == "not_run"]
+    text = f"everything that was compared agrees ({', '.join(passed)})"
+    if legs.graph.conventions:
+        text += f", the graph with ggml's conventions {', '.join(legs.graph.conventions)}"
+    return _sentence(text + (f"; not compared: {', '.join(absent)}" if absent else ""))
+
+
+def _next_step(legs: Legs, model: str, guilty: Sequence[VerdictKind]) -> str | None:
+    """The command that would tell more: what is missing most is a checkpoint."""
+    accused = any(kind.startswith("artifact.") for kind in guilty)
+    if legs.artifact.status == "not_run" and not legs.artifact.tensors and not accused:
+        return f"diffharness run {shlex.quote(model)} --checkpoint DIR"
+    return None
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
