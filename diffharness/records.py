@@ -66,6 +66,7 @@ def plain(value: object) -> Any:
     return str(value)
 
 
+Plain = Annotated[Any, BeforeValidator(plain)]
 PlainDict = Annotated[dict[str, Any], BeforeValidator(plain)]
 """A JSON object of any content; Python and numpy values are made plain on the way in."""
 
@@ -239,8 +240,8 @@ class MetadataRow(_Part):
     """One key on which artifact and checkpoint differ."""
 
     key: str
-    artifact: Any = None
-    checkpoint: Any = None
+    artifact: Plain = None
+    checkpoint: Plain = None
     used: bool = Field(description="the forward reads this key")
     repaired_ppl: Number | None = Field(default=None, description="the artifact's perplexity with the other value")
 

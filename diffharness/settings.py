@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from diffharness.errors import SettingsError
 
-KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
-_PLAIN_KV = ("F32", "F16", "BF16")
+PLAIN_KV = ("F32", "F16", "BF16")
 
 KvType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -67,7 +66,7 @@ class EngineSettings(BaseModel):
     def _fit(self) -> EngineSettings:
         if self.n_ubatch > self.n_batch:
             raise ValueError(f"n_ubatch {self.n_ubatch} is larger than n_batch {self.n_batch}")
-        if self.type_v not in _PLAIN_KV and self.flash_attn == "off":
+        if self.type_v not in PLAIN_KV and self.flash_attn == "off":
             raise ValueError(f"type_v {self.type_v} needs flash attention: llama.cpp refuses it without")
         return self
 

@@ -50,8 +50,8 @@ _QUESTION: dict[LegName, str] = {
 }
 
 
-def judge(
-    legs: Legs, findings: Sequence[Finding], *, model: str = "MODEL", needs: Collection[LegName] = DECISIVE
+def decide(
+    findings: Sequence[Finding], legs: Legs, *, model: str = "MODEL", needs: Collection[LegName] = DECISIVE
 ) -> Verdict:
     """The verdict of one run.
 
@@ -61,7 +61,7 @@ def judge(
     kinds = {finding.kind for finding in findings if finding.kind is not None} - {"agree"}
     if "artifact.file" in kinds:
         kinds -= _FROM_NUMBERS
-    guilty = [kind for kind in _ordered(kinds, findings) if kind != "inconclusive"]
+    guilty: list[VerdictKind] = [kind for kind in _ordered(kinds, findings) if kind != "inconclusive"]
     if guilty:
         primary = guilty[0]
         lead = next(finding for finding in findings if finding.kind == primary)
@@ -72,13 +72,21 @@ def judge(
             summary=_sentence(lead.message) + also,
             next_step=lead.next_step or _next_step(legs, model, guilty),
         )
-    if "inconclusive" in kinds or not any(legs.get(name).status == "pass" for name in needs):
+    status = {name: legs.get(name).status for name in LEG_NAMES}
+    unexplained = "fail" in status.values()  # a failing leg has a finding; if not, nothing is certain
+    if "inconclusive" in kinds or unexplained or not any(status[name] == "pass" for name in needs):
         return _inconclusive(legs, findings, model, needs)
     return Verdict(primary="agree", all=["agree"], summary=_agreement(legs), next_step=_next_step(legs, model, guilty))
 
 
-def exit_code(verdict: Verdict) -> int:
-    """0 agree, 1 any guilty suspect, 125 inconclusive. An unreadable file ends with its error's own code, 2."""
+def exit_code(verdict: Verdict, findings: Sequence[Finding] = ()) -> int:
+    """0 agree, 1 any guilty suspect, 2 a file that could not be read at all, 125 inconclusive.
+
+    A finding of `artifact.file` that belongs to no leg is one from opening the file; NaN inside of a
+    readable file was found by a leg, and is a verdict like the others.
+    """
+    if any(finding.kind == "artifact.file" and finding.leg is None for finding in findings):
+        return 2
     return {"agree": 0, "inconclusive": 125}.get(verdict.primary, 1)
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffharness.records import Finding, GraphLeg, Legs, VerdictKind
-from diffharness.verdict import PRIORITY, exit_code, first_sentence, judge
+from diffharness.verdict import PRIORITY, decide, exit_code, first_sentence
 
 GUILTY = [kind for kind in PRIORITY if kind not in ("agree", "inconclusive")]
 
@@ -21,6 +21,10 @@ def legs(**status: str) -> Legs:
 
 def finding(kind: VerdictKind | None, **evidence: object) -> Finding:
     return Finding(kind=kind, leg=None, message=f"{kind} it is", evidence=evidence)
+
+
+def judge(on: Legs, findings: list[Finding], **options):
+    return decide(findings, on, **options)
 
 
 ALL_PASS = {"graph": "pass", "artifact": "pass", "tokens": "pass", "settings": "pass"}
@@ -99,6 +103,17 @@ def test_the_summary_leads_with_the_primary_and_names_the_rest() -> None:
     verdict = judge(legs(**ALL_PASS), [finding("tokens"), finding("engine.graph")])
     assert verdict.summary == "engine.graph it is. Also: tokens."
     assert first_sentence(verdict).startswith("engine.graph: ")
+
+
+def test_a_file_that_cannot_be_read_ends_with_2_and_nan_in_it_with_1() -> None:
+    unreadable = finding("artifact.file")
+    assert exit_code(judge(Legs(), [unreadable]), [unreadable]) == 2
+    nan = Finding(kind="artifact.file", leg="artifact", message="the file holds NaN")
+    assert exit_code(judge(Legs(), [nan]), [nan]) == 1
+
+
+def test_a_leg_that_fails_without_a_finding_is_not_agreed_away() -> None:
+    assert judge(legs(graph="fail", artifact="pass"), []).primary == "inconclusive"
 
 
 @given(st.lists(st.sampled_from([*GUILTY, "inconclusive", None])), st.sampled_from(["pass", "fail", "not_run"]))

@@ -22,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from diffharness import __version__
-from diffharness.cli import archs, doctor, fixture
+from diffharness.cli import archs, doctor, fixture, run
 from diffharness.cli._common import log
 from diffharness.errors import DiffharnessError
 
@@ -91,6 +91,7 @@ def _top(
 
 
 app.add_typer(fixture.app, name="fixture")
+app.command("run")(run.run)
 app.command("archs")(archs.archs)
 app.command("doctor")(doctor.doctor)
 

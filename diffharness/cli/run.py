@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from diffharness.records import RunRecord
 
 EMBEDDED = "tiny-gemma4"
-UNREADABLE = 2
 
 
 def run(
@@ -101,7 +100,7 @@ def run(
         )
     )
     _report(record, out, json_file, markdown)
-    raise typer.Exit(UNREADABLE if record.subject.artifact.arch is None else exit_code(record.verdict))
+    raise typer.Exit(exit_code(record.verdict, record.findings))
 
 
 def _embedded(checkpoint: Path | None, fixture: str | None) -> tuple[Path, Path, str]:

@@ -25,7 +25,7 @@ from typing import IO, Any, Literal
 
 import diffharness
 from diffharness.engine.capture import HEARTBEAT_SIZE, read_heartbeat
-from diffharness.errors import DiffharnessError, EngineError, OutputError
+from diffharness.errors import DiffharnessError, EngineError, FixtureError, OutputError
 from diffharness.settings import EngineSettings
 
 CrashKind = Literal["signal", "abort", "exit", "hang", "oom", "refused"]
@@ -48,6 +48,7 @@ main(events, heartbeat)
 """
 
 _LAST_WORDS = 400  # lines of standard error that are kept
+_PATH = re.compile(r"\S*/\S*")
 _NO_MEMORY = re.compile(r"failed to allocate|unable to allocate|out of memory|bad_alloc|cannot allocate memory", re.I)
 _TELLING = re.compile(r"GGML_ASSERT|GGML_ABORT|error|failed|terminate called|what\(\)|refus|invalid", re.I)
 
@@ -228,12 +229,16 @@ def _environment(settings: EngineSettings) -> dict[str, str]:
     return environment
 
 
+# Errors of the worker that are not the engine's fault.
+_PASSED_ON: Mapping[str, type[DiffharnessError]] = {kind.__name__: kind for kind in (OutputError, FixtureError)}
+
+
 def _reported(event: Mapping[str, Any], words: Sequence[str], phase: str) -> DiffharnessError:
     """The error that the worker lived to report."""
     message, hint = str(event["message"]), event["hint"]
-    if event["kind"] == OutputError.__name__:
-        return OutputError(message, hint=hint)
-    told = [line for line in words if _TELLING.search(line)]
+    if event["kind"] in _PASSED_ON:
+        return _PASSED_ON[event["kind"]](message, hint=hint)
+    told = _telling(words)
     no_memory = event["kind"] == MemoryError.__name__ or any(_NO_MEMORY.search(line) for line in words)
     if phase in ("load", "eval") and told:
         message = f"{message}: {told[0]}"
@@ -258,7 +263,7 @@ def _died(worker: _Worker, words: Sequence[str], node: Mapping[str, Any], phase:
         kind, what = "signal", f"the engine died of {signal_name}"
     else:
         kind, what = "exit", f"the engine ended with exit code {code} and without a result"
-    told = [line for line in words if _TELLING.search(line)]
+    told = _telling(words)
     message = what + (f" while {_DOING[phase]}" if phase in _DOING else "")
     if node.get("node"):
         first = node.get("first")
@@ -275,6 +280,11 @@ def _died(worker: _Worker, words: Sequence[str], node: Mapping[str, Any], phase:
         node=node if node.get("node") else None,
         phase=phase,
     )
+
+
+def _telling(words: Sequence[str]) -> list[str]:
+    """Lines that sound like a reason; what a path is called does not count."""
+    return [line for line in words if _TELLING.search(_PATH.sub("", line))]
 
 
 _DOING = {

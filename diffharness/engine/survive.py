@@ -9,25 +9,26 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.engine.runner import Engine, EngineCrash, EngineRun
-from diffharness.settings import EngineSettings
+from diffharness.settings import PLAIN_KV, EngineSettings
 
 # What to change, nearest first: one thing at a time, combinations last.
 VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("extra buffers off", {"extra_bufts": False}),
-    ("flash attention off", {"flash_attn": "off", "type_v": "F16"}),
+    ("flash attention off", {"flash_attn": "off"}),
     ("one thread", {"threads": 1}),
     ("n_ubatch 64", {"n_ubatch": 64}),
     ("KV cache F16", {"type_k": "F16", "type_v": "F16"}),
     ("KV cache F32", {"type_k": "F32", "type_v": "F32"}),
     ("mmap off", {"use_mmap": False}),
     ("no GPU", {"n_gpu_layers": 0, "op_offload": False}),
-    ("extra buffers and flash attention off", {"extra_bufts": False, "flash_attn": "off", "type_v": "F16"}),
+    ("extra buffers and flash attention off", {"extra_bufts": False, "flash_attn": "off"}),
     (
         "all of these",
         {
@@ -100,9 +101,7 @@ def survive(
         if not differences or any(attempt.changes == differences for attempt in tried):
             continue
         try:
-            quick = candidate.changed(time_limit_s=min(candidate.time_limit_s, _PREFIX_LIMIT_S))
-            prefix = [chunks[0][:PREFIX_TOKENS]]
-            Engine(quick).capture(model, prefix, out, taps=taps, overrides=overrides)
+            _try_prefix(candidate, model, chunks[0], Path(out), taps, overrides)
             run = Engine(candidate).capture(model, chunks, out, taps=taps, overrides=overrides, meta=meta)
         except EngineCrash as again:
             tried.append(Attempt(label, differences, again.signal_name or again.kind))
@@ -113,13 +112,29 @@ def survive(
 
 
 def _fitting(settings: EngineSettings, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes, so that they move only toward the safe side: V stays as it is if flash attention may stay off."""
+    """The changes as these settings can take them: batches only shrink, and a quantized V needs flash attention."""
     fitted = dict(changes)
     if "n_ubatch" in fitted:
         fitted["n_ubatch"] = min(fitted["n_ubatch"], settings.n_ubatch)
-    if set(fitted) == {"flash_attn", "type_v"} and settings.type_v in ("F32", "F16", "BF16"):
-        del fitted["type_v"]
+    if fitted.get("flash_attn") == "off" and settings.type_v not in PLAIN_KV:
+        fitted.setdefault("type_v", "F16")
     return fitted
+
+
+def _try_prefix(
+    settings: EngineSettings,
+    model: str | os.PathLike[str],
+    chunk: Sequence[int] | NDArray[np.int64],
+    out: Path,
+    taps: Sequence[str] | None,
+    overrides: Sequence[str],
+) -> None:
+    quick = settings.changed(time_limit_s=min(settings.time_limit_s, _PREFIX_LIMIT_S))
+    path = out.with_name(out.name + ".prefix")
+    try:
+        Engine(quick).capture(model, [chunk[:PREFIX_TOKENS]], path, taps=taps, overrides=overrides)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _trace(

@@ -23,7 +23,7 @@ from diffharness.captures import CaptureWriter
 from diffharness.engine.bindings import Ggml, devices, load_ggml, load_llama
 from diffharness.engine.capture import Heartbeat, NodeReader
 from diffharness.engine.nodes import is_wanted, table_for
-from diffharness.errors import DiffharnessError, EngineError
+from diffharness.errors import DiffharnessError, EngineError, FixtureError
 
 Job = Mapping[str, Any]
 _FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
@@ -201,7 +201,7 @@ def _evaluate(
     n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
     outside = [token for token in chunk if not 0 <= token < n_vocab]
     if outside:
-        raise EngineError(f"token {outside[0]} is outside of the engine's vocabulary of {n_vocab}")
+        raise FixtureError(f"token {outside[0]} is outside of the engine's vocabulary of {n_vocab}")
     n_batch = llama.llama_n_batch(context)
     batch = llama.llama_batch_init(min(n_batch, len(chunk)), 0, 1)
     try:
@@ -238,10 +238,11 @@ def _tokenize(worker: Worker, job: Job) -> dict[str, Any]:
         worker.phase("tokenize")
         vocab = llama.llama_model_get_vocab(model)
         n_vocab = llama.llama_vocab_n_tokens(vocab)
-        if job["texts"] and llama.llama_vocab_type(vocab) == _VOCAB_NONE:
+        has_tokenizer = llama.llama_vocab_type(vocab) != _VOCAB_NONE
+        if job["texts"] and not has_tokenizer:
             raise EngineError(f"{job['model']} has no tokenizer", hint="give token ids instead of text")
         texts = [_ids(llama, vocab, text, job["add_special"], job["parse_special"]) for text in job["texts"]]
-        asked = {token for ids in (*texts, job["tokens"]) for token in ids if 0 <= token < n_vocab}
+        asked = {token for token in job["tokens"] if has_tokenizer and 0 <= token < n_vocab}
         return {
             "ids": texts,
             "pieces": {str(token): _piece(llama, vocab, token) for token in sorted(asked)},
@@ -249,7 +250,7 @@ def _tokenize(worker: Worker, job: Job) -> dict[str, Any]:
             "bos_id": llama.llama_vocab_bos(vocab),
             "eos_id": llama.llama_vocab_eos(vocab),
             "adds_bos": bool(llama.llama_vocab_get_add_bos(vocab)),
-            "has_tokenizer": llama.llama_vocab_type(vocab) != _VOCAB_NONE,
+            "has_tokenizer": has_tokenizer,
         }
 
 

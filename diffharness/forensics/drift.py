@@ -112,12 +112,6 @@ def tensor_errors(
     return Drift(errors, missing, extra)
 
 
-def non_finite_tensors(source: WeightSource) -> dict[str, int]:
-    """Tensors that hold NaN or infinity, with how many of their values; reads everything once."""
-    counts = {name: int((~np.isfinite(source.read(name))).sum()) for name in source.tensors}
-    return {name: n for name, n in counts.items() if n}
-
-
 def _counterpart(name: str, source: WeightSource) -> str | None:
     if name in source.tensors:
         return name

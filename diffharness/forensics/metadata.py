@@ -1,8 +1,10 @@
 """Which metadata keys differ between artifact and checkpoint, and which of those the forward reads.
 
-A key is used if the model that the metadata describe becomes another one (other hyperparameters) when
-the artifact's value is exchanged for the checkpoint's. Values are compared as GGUF stores them, floats
-in float32.
+A key that one side leaves out is no difference if its documented default says the same. So each
+difference is tried: a key is used if the model that the metadata describe becomes another one (other
+hyperparameters) when the artifact's value is exchanged for the checkpoint's, or when among all of the
+checkpoint's values only this one stays the artifact's (a factor means nothing before its kind is
+right). Values are compared as GGUF stores them, floats in float32.
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ from diffharness.weights.source import Metadata
 
 def differences(artifact: Metadata, checkpoint: Metadata, arch: str) -> list[MetadataRow]:
     """Every hyperparameter (`<arch>.*`) that differs; keys that only one side spells out count where they matter."""
-    model = archs.build(artifact)
     keys = sorted(k for k in {*artifact, *checkpoint} if k.startswith(f"{arch}."))
+    differing = {k: checkpoint.get(k) for k in keys if not _same(artifact.get(k), checkpoint.get(k))}
+    everything = repaired(artifact, differing)
+    before, after = _model(artifact), _model(everything)
     rows = []
-    for key in keys:
-        ours, theirs = artifact.get(key), checkpoint.get(key)
-        if _same(ours, theirs):
-            continue
-        used = _describes_another(repaired(artifact, {key: theirs}), model)
+    for key, theirs in differing.items():
+        ours = artifact.get(key)
+        alone = _model(repaired(artifact, {key: theirs})) != before
+        used = alone or _model(repaired(everything, {key: ours})) != after
         if used or (ours is not None and theirs is not None):
             rows.append(MetadataRow(key=key, artifact=ours, checkpoint=theirs, used=used))
     return rows
@@ -39,11 +42,12 @@ def repaired(metadata: Metadata, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in changed.items() if value is not None}
 
 
-def _describes_another(metadata: Metadata, model: object) -> bool:
+def _model(metadata: Metadata) -> object:
+    """The model that the metadata describe; None where a key is missing without which there is no model."""
     try:
-        return archs.build(metadata) != model
-    except ArtifactFileError:  # without this key there is no model at all
-        return True
+        return archs.build(metadata)
+    except ArtifactFileError:
+        return None
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from diffharness.engine.runner import Engine, EngineCrash
 from diffharness.errors import OutputError
@@ -15,8 +14,7 @@ from diffharness.metrics import compare_logits, nll_per_position, perplexity
 from diffharness.pipeline import reference_runs
 from diffharness.pipeline.inputs import Inputs
 from diffharness.pipeline.reference_runs import Logits, Precision
-from diffharness.pipeline.request import RunRequest
-from diffharness.pipeline.timing import Timings
+from diffharness.pipeline.work import Work
 from diffharness.records import MetadataRow
 from diffharness.reference import archs
 from diffharness.weights.checkpoint import Checkpoint
@@ -39,82 +37,70 @@ def not_run(reason: str) -> ArtifactSide:
     return ArtifactSide(artifact_leg.not_run(reason))
 
 
-def run_all(
-    request: RunRequest,
-    inputs: Inputs,
-    checkpoint: Checkpoint,
-    precision: Precision,
-    folder: Path,
-    timings: Timings,
-    *,
-    artifact_logits: Logits | None,
-) -> ArtifactSide:
+def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_logits: Logits | None) -> ArtifactSide:
     """Forwards on checkpoint, artifact and control; every tensor and key compared; judged."""
-    fixture, artifact = inputs.fixture, inputs.artifact
-    model = archs.build(artifact.metadata)
+    fixture, artifact = work.inputs.fixture, work.inputs.artifact
+    say, step = work.request.say, work.timings.step
     rows = fixture.scored_positions()
-    floors = {name: request.tolerances[name] for name in request.tolerances.floors}
-    with timings.step("control"):
-        request.say("quantizing the checkpoint afresh to the artifact's types, as a control")
-        control = make_control(artifact, checkpoint, request, folder)
+    with step("control"):
+        say("quantizing the checkpoint afresh to the artifact's types, as a control")
+        control = make_control(work, checkpoint)
     try:
-        with timings.step("reference: checkpoint"):
-            request.say("reference on the checkpoint")
-            capture = reference_runs.captured(checkpoint, fixture, precision, folder / "reference-checkpoint.safetensors")
+        with step("reference: checkpoint"):
+            say("reference on the checkpoint")
+            path = work.folder / "reference-checkpoint.safetensors"
+            capture = reference_runs.captured(checkpoint, fixture, precision, path)
         theirs = capture.read("logits")
-        with timings.step("reference: artifact"):
-            request.say("reference on the artifact, on the checkpoint's layer inputs")
+        with step("reference: artifact"):
+            say("reference on the artifact, on the checkpoint's layer inputs")
             ours, taps = reference_runs.against_capture(artifact, capture, fixture, precision)
         logits: dict[str, Logits] = {"checkpoint": theirs}
         if artifact_logits is None:
             logits["artifact"] = ours
         control_taps = control_logits = None
         if control is not None:
-            with timings.step("reference: control"):
-                request.say("reference on the control")
+            with step("reference: control"):
+                say("reference on the control")
                 logits["control"], control_taps = reference_runs.against_capture(control, capture, fixture, precision)
                 control_logits = compare_logits(theirs, logits["control"], rows)
-        with timings.step("tensors"):
-            request.say("comparing tensors with the checkpoint's")
-            drift = tensor_errors(artifact, checkpoint, control, floors)
-        ppl = {name: _perplexity(of, inputs) for name, of in {**logits, "artifact": ours}.items()}
+        with step("tensors"):
+            say("comparing tensors with the checkpoint's")
+            drift = tensor_errors(artifact, checkpoint, control, work.floors)
         metadata = differences(artifact.metadata, checkpoint.metadata, artifact.arch)
-        with timings.step("repaired metadata"):
-            _repair(metadata, artifact, inputs, precision)
-        outcome = artifact_leg.judge(
-            ArtifactInputs(
-                kinds=[model.layer_kind(il) for il in range(model.n_layer)],
-                metadata=metadata,
-                drift=drift,
-                logits=compare_logits(theirs, ours, rows),
-                control_logits=control_logits,
-                taps=taps,
-                control_taps=control_taps,
-                perplexity=ppl,
-            ),
-            floors,
-        )
+        with step("repaired metadata"):
+            _repair(metadata, artifact, work.inputs, precision)
     finally:
         if control is not None:
             control.close()
-        (folder / "control.gguf").unlink(missing_ok=True)
-    return ArtifactSide(outcome, logits)
+        (work.folder / "control.gguf").unlink(missing_ok=True)
+    model = archs.build(artifact.metadata)
+    inputs = ArtifactInputs(
+        kinds=[model.layer_kind(il) for il in range(model.n_layer)],
+        metadata=metadata,
+        drift=drift,
+        logits=compare_logits(theirs, ours, rows),
+        control_logits=control_logits,
+        taps=taps,
+        control_taps=control_taps,
+        perplexity={name: _perplexity(of, work.inputs) for name, of in {**logits, "artifact": ours}.items()},
+    )
+    return ArtifactSide(artifact_leg.judge(inputs, work.floors), logits)
 
 
-def make_control(artifact: GgufFile, checkpoint: Checkpoint, request: RunRequest, folder: Path) -> GgufFile | None:
+def make_control(work: Work, checkpoint: Checkpoint) -> GgufFile | None:
     """The checkpoint with each tensor in the artifact's type, by ggml's own quantizer.
 
     None where the engine cannot make it (types that need an importance matrix, a build that dies); the
     tensors are then compared without a control.
     """
-    plain, out = folder / "checkpoint.f32.gguf", folder / "control.gguf"
-    types = {name: info.type for name, info in artifact.tensors.items() if name in checkpoint.tensors}
+    plain, out = work.folder / "checkpoint.f32.gguf", work.folder / "control.gguf"
+    types = {name: info.type for name, info in work.inputs.artifact.tensors.items() if name in checkpoint.tensors}
     try:
         checkpoint_to_gguf(checkpoint, plain)
-        Engine(request.engine).quantize_like(plain, out, types)
+        Engine(work.request.engine).quantize_like(plain, out, types)
         return open_gguf(out)
     except (EngineCrash, OutputError) as error:
-        request.say(f"no control: {error.message}")
+        work.request.say(f"no control: {error.message}")
         return None
     finally:
         plain.unlink(missing_ok=True)

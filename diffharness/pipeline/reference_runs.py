@@ -18,7 +18,6 @@ from diffharness.legs.graph import GraphShape, PassResult, judge_pass
 from diffharness.metrics import compare_logits
 from diffharness.reference.model import DEFINITION, GGML, Arithmetic, Model
 from diffharness.reference.runner import Layer, Reference
-from diffharness.settings import Tolerances
 from diffharness.taps import layer_tap
 from diffharness.weights.source import WeightSource
 
@@ -75,13 +74,12 @@ def against_engine(
     source: WeightSource,
     strict: Capture,
     fixture: Fixture,
-    tolerances: Tolerances,
+    floors: Mapping[str, float],
     *,
     precision: Precision,
     n_ubatch: int,
 ) -> GraphRuns:
     """Pass 1 as the model is defined; pass 2 with ggml's conventions if something left its floor."""
-    floors: Mapping[str, float] = {name: tolerances[name] for name in tolerances.floors}
 
     def one_pass(arithmetic: Arithmetic) -> tuple[PassResult, Logits, list[str]]:
         reference = Reference(source, dtype=precision.dtype, device=precision.device, arithmetic=arithmetic)
@@ -132,7 +130,7 @@ def captured(source: WeightSource, fixture: Fixture, precision: Precision, path:
 def against_capture(
     source: WeightSource, other: Capture, fixture: Fixture, precision: Precision
 ) -> tuple[Logits, TapComparison]:
-    """One forward with every tap, also teacher-forced on the other's layer inputs, compared with `other` below the line."""
+    """One forward, its taps compared with `other` (below the line) where each layer is fed the other's input."""
     reference = Reference(source, dtype=precision.dtype, device=precision.device)
     comparison = TapComparison(fixture.n_tokens)
 
@@ -153,4 +151,3 @@ def _experts_used(source: WeightSource) -> int | None:
 
 def _array(value: Tensor) -> NDArray[np.floating[Any]]:
     return value.detach().cpu().numpy()
-

@@ -7,6 +7,7 @@ opened: they can run code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Checkpoint:
         self.ignored = [name for name in rest if name.startswith(self.map.ignored)] if self.map.ignored else []
         self.extra = [name for name in rest if name not in set(self.ignored)]
         self._tensors = {name: self._info(found) for name, found in self._resolved.items()}
+        self._sha256: str | None = None
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────
 
@@ -224,6 +226,17 @@ class Checkpoint:
     @property
     def n_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.paths)
+
+    def sha256(self) -> str:
+        """Hash of config.json's bytes and those of all weight files in order; computed once."""
+        if self._sha256 is None:
+            digest = hashlib.sha256()
+            for path in [self.path / "config.json", *self.paths]:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+            self._sha256 = digest.hexdigest()
+        return self._sha256
 
     def close(self) -> None:
         for file in self._files:

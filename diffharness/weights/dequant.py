@@ -266,6 +266,27 @@ def _q6_k(blocks: Bytes, out: Float32Array) -> None:
     _scaled(signed.reshape(n, 16, 16), scale[:, :, None], out.reshape(n, 16, 16))
 
 
+# ── four bits that index a fixed table ───────────────────────────────────────────────────────────
+
+_IQ4 = np.array(gguf.quants.IQ4_NL.kvalues, dtype=np.int8)
+
+
+def _iq4_nl(blocks: Bytes, out: Float32Array) -> None:
+    _scaled(_IQ4.take(_nibbles(blocks[:, 2:])), _f16(blocks[:, :2]), out)
+
+
+def _iq4_xs(blocks: Bytes, out: Float32Array) -> None:
+    n = blocks.shape[0]
+    high = np.ascontiguousarray(blocks[:, 2:4]).view(np.uint16) >> np.arange(0, 16, 2, dtype=np.uint16)
+    scale = np.empty((n, 4, 2), dtype=np.uint8)  # low nibbles of the eight 6-bit scales
+    np.bitwise_and(blocks[:, 4:8], 15, out=scale[:, :, 0])
+    np.right_shift(blocks[:, 4:8], 4, out=scale[:, :, 1])
+    signed = (scale.reshape(n, 8) | ((high & 3) << 4).astype(np.uint8)).view(np.int8) - np.int8(32)
+    d = _f16(blocks[:, :2]) * signed.astype(np.float32)
+    q = _nibbles(np.ascontiguousarray(blocks[:, 8:]).reshape(-1, 16))
+    _scaled(_IQ4.take(q).reshape(n, 8, 32), d[:, :, None], out.reshape(n, 8, 32))
+
+
 _UNPACK: dict[str, Unpack] = {
     "F16": _numbers(np.float16),
     "BF16": _bf16,
@@ -282,4 +303,6 @@ _UNPACK: dict[str, Unpack] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
 }

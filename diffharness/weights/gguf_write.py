@@ -40,6 +40,7 @@ _FLOAT_KEYS = (
     "clamp_kqv",
     "beta_fast",
     "beta_slow",
+    "multiplier",
 )
 # llama_ftype of the whole file, by the type of its matrices (llama.h)
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}

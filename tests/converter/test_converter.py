@@ -56,7 +56,7 @@ EXPLAINED = (
     Explained("general.name", "the converter names the file after its folder", ours=ABSENT),
     Explained("general.size_label", "the converter counts parameters for display", ours=ABSENT),
     Explained("general.quantization_version", "says how quantized blocks are laid out; there are none", ours=ABSENT),
-    Explained("tokenizer.ggml.model", "the tiny models have no tokenizer: theirs says so, ours says nothing", ours=ABSENT),
+    Explained("tokenizer.ggml.model", "the tiny models have none: theirs says so, ours does not", ours=ABSENT),
     Explained("diffharness.*", "hyperparameters that GGUF has no key for; llama.cpp ignores them", theirs=ABSENT),
     Explained(
         "*.vocab_size",

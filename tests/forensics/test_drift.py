@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from diffharness.forensics.drift import non_finite_tensors, tensor_errors
+from diffharness.forensics.drift import tensor_errors
 from diffharness.weights.source import TensorInfo
 
 FLOORS = {
@@ -124,8 +124,6 @@ def test_nan_is_counted() -> None:
     source.values["blk.0.ffn_up.weight"] = bad
     (found,) = [t for t in tensor_errors(source, CHECKPOINT, None, FLOORS).tensors if t.non_finite]
     assert (found.name, found.non_finite, found.error, found.damaged) == ("blk.0.ffn_up.weight", 32, np.inf, True)
-    assert non_finite_tensors(source) == {"blk.0.ffn_up.weight": 32}
-    assert non_finite_tensors(CHECKPOINT) == {}
 
 
 def test_missing_extra_and_misshapen() -> None:

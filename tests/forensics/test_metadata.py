@@ -1,66 +1,79 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from diffharness.errors import ArtifactFileError
-from diffharness.forensics.metadata import differences, repaired, same
+from diffharness.forensics.metadata import differences, repaired
+from diffharness.reference import archs
 
 BASE = {
-    "general.architecture": "m",
-    "m.rope.freq_base": 1e4,
-    "m.eps": 1e-6,
-    "m.context_length": 8192,
-    "m.pattern": [True, False],
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 128,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 500000.0,
+    "llama.rope.dimension_count": 16,
+    "llama.context_length": 8192,
 }
 
 
-def effect(metadata):
-    """A forward that reads three keys, one of them with a default and one required."""
-    if "m.eps" not in metadata:
-        raise ArtifactFileError("m.eps is missing")
-    scaled = metadata.get("m.scaling") == "linear"
-    return metadata.get("m.rope.freq_base", 1e4), metadata["m.eps"], scaled and metadata.get("m.factor", 1.0)
-
-
 def used(artifact, checkpoint):
-    return {row.key: row.used for row in differences(artifact, checkpoint, effect)}
+    return {row.key: row.used for row in differences(artifact, checkpoint, "llama")}
 
 
-def test_the_same_keys_differ_nowhere() -> None:
-
-    assert (
-        used(BASE | {"m.eps": float(np.float32(1e-6)), "general.name": "x", "tokenizer.ggml.model": "gpt2"}, BASE) == {}
-    )
+def without(key: str) -> dict[str, object]:
+    return {k: v for k, v in BASE.items() if k != key}
 
 
-def test_a_wrong_value_counts_and_an_unread_one_does_not() -> None:
-    assert used(BASE | {"m.rope.freq_base": 1e6, "m.context_length": 4096}, BASE) == {
-        "m.context_length": False, "m.rope.freq_base": True,
-    }  # fmt: skip
+def test_the_base_describes_a_model() -> None:
+    assert archs.build(BASE) == archs.build(dict(BASE))
+
+
+def test_float32_names_and_tokenizer_are_no_difference() -> None:
+    stored = {
+        "llama.attention.layer_norm_rms_epsilon": float(np.float32(1e-5)),
+        "llama.attention.head_count_kv": [2, 2],
+        "general.name": "x",
+        "tokenizer.ggml.model": "gpt2",
+    }
+    assert used(BASE | stored, BASE) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("llama.rope.freq_base", 1e4), ("llama.attention.layer_norm_rms_epsilon", 1e-6)]
+)
+def test_a_wrong_value_that_the_forward_reads_counts(key: str, value: float) -> None:
+    (row,) = differences(BASE | {key: value}, BASE, "llama")
+    assert (row.key, row.artifact, row.checkpoint, row.used) == (key, value, BASE[key], True)
+
+
+def test_a_value_that_the_forward_does_not_read_is_listed_as_that() -> None:
+    assert used(BASE | {"llama.context_length": 4096}, BASE) == {"llama.context_length": False}
 
 
 def test_a_missing_key_counts_only_if_its_default_is_another() -> None:
-    without = {k: v for k, v in BASE.items() if k != "m.rope.freq_base"}
-    assert used(without, BASE) == {"m.rope.freq_base": False}
-    assert used(without, BASE | {"m.rope.freq_base": 1e6}) == {"m.rope.freq_base": True}
-    assert used({k: v for k, v in BASE.items() if k != "m.eps"}, BASE) == {"m.eps": True}
+    assert used(without("llama.rope.dimension_count"), BASE) == {}
+    assert used(without("llama.rope.freq_base"), BASE) == {"llama.rope.freq_base": True}
 
 
-def test_keys_that_matter_only_together_all_count() -> None:
-    assert used(BASE, BASE | {"m.scaling": "linear", "m.factor": 8.0}) == {"m.factor": True, "m.scaling": True}
+def test_a_missing_key_without_which_there_is_no_model_counts() -> None:
+    assert used(without("llama.attention.layer_norm_rms_epsilon"), BASE) == {
+        "llama.attention.layer_norm_rms_epsilon": True
+    }
 
 
-def test_repair_takes_the_checkpoint_s_value_or_none() -> None:
-    assert repaired({"a": 1, "b": 2}, {"a": 3}, "a") == {"a": 3, "b": 2}
-    assert repaired({"a": 1, "b": 2}, {"a": 3}, "b") == {"a": 1}
+def test_a_factor_counts_though_it_means_nothing_without_its_kind() -> None:
+    yarn = {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 4096,
+    }
+    found = used(BASE, BASE | yarn)
+    assert found["llama.rope.scaling.type"] and found["llama.rope.scaling.factor"]
 
 
-def test_without_effect_everything_counts() -> None:
-    (row,) = differences(BASE | {"m.context_length": 1}, BASE)
-    assert (row.artifact, row.checkpoint, row.used) == (1, 8192, True)
-
-
-def test_same() -> None:
-    assert same([1.0, 2.0], (1.0, 2.0000001)) and same(1, 1.0) and same("a", "a") and same(float("nan"), float("nan"))
-    assert not same(True, 1) and not same([1], [1, 2]) and not same(1e-5, 1.001e-5) and not same(None, 0)
-    assert not same("1", 1)
+def test_repair_replaces_and_removes() -> None:
+    assert repaired({"a": 1, "b": 2}, {"a": 3, "b": None}) == {"a": 3}

@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging
 
 from diffharness.weights.checkpoint import Checkpoint
-from tests.oracles import tiny
+from tests.oracles import tiny, tiny_gemma
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -38,10 +38,11 @@ def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
 
     def make(case: str, wide: bool = False) -> Tiny:
         if (case, wide) not in made:
-            model = tiny.build_model(case, wide=wide)
+            cases = tiny if case in tiny.CASES else tiny_gemma
+            model = cases.build_model(case, wide=wide)
             folder = tmp_path_factory.mktemp("tiny") / case
             model.save_pretrained(folder)
-            made[case, wide] = Tiny(model, folder, tiny.tokens(case))
+            made[case, wide] = Tiny(model, folder, cases.tokens(case))
         return made[case, wide]
 
     return make

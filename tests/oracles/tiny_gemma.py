@@ -169,7 +169,9 @@ def build_model(case: str, *, wide: bool = False, seed: int | None = None) -> An
         model = _WITH_IMAGES[type(config)](config)
     else:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    randomise(model, SEEDS.get(case, 0) if seed is None else seed, unscaled_scores=config.model_type.startswith("gemma4"))
+    randomise(
+        model, SEEDS.get(case, 0) if seed is None else seed, unscaled_scores=config.model_type.startswith("gemma4")
+    )
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -123,6 +124,11 @@ def test_only_the_experts_that_are_wanted_are_read(tmp_path: Path, monkeypatch: 
     )
     assert np.array_equal(checkpoint.take(name, np.array([2, 0])), source.arrays[name][[2, 0]])
     assert [w.split(".")[5] for w in wanted] == ["2", "0"]
+
+
+def test_the_hash_is_of_the_config_and_the_weights(folder: Path) -> None:
+    parts = (folder / "config.json").read_bytes() + (folder / "model.safetensors").read_bytes()
+    assert Checkpoint(folder).sha256() == hashlib.sha256(parts).hexdigest()
 
 
 def test_tensors_that_the_map_does_not_know_are_listed(folder: Path) -> None:

@@ -13,6 +13,7 @@ from diffharness.weights.checkpoint import Checkpoint
 from diffharness.weights.checkpoint_write import write_checkpoint
 from diffharness.weights.convert import checkpoint_to_gguf
 from diffharness.weights.gguf_file import open_gguf
+from diffharness.weights.names._keys import TIED_HEAD
 from tests.weights.tiny import LLAMA_CONFIG, MIXTRAL_CONFIG, random_source
 
 
@@ -49,6 +50,7 @@ def test_transformers_loads_it(tmp_path: Path) -> None:
 def test_a_tied_head_is_said_in_the_config(tmp_path: Path) -> None:
     source = random_source(LLAMA_CONFIG)
     del source.arrays["output.weight"], source.tensors["output.weight"]
+    source.metadata = {k: v for k, v in source.metadata.items() if k != TIED_HEAD}  # a file from elsewhere
     write_checkpoint(tmp_path, source)
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is True
 

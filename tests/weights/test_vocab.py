@@ -18,7 +18,8 @@ from diffharness.weights.vocab import _PRE, read_vocabulary, tokenizer_metadata
 TEXT = (
     "The harness doesn't guess: it measures. On 14 March 2021, at 09:30, forty-two probes (each of 3.5 kg) were sent "
     'down the shaft;\n\tonly 39 came back.   "Why?" asked Ines — nobody knew.\n\n'
-    "def area(r):\n    return 3.14159 * r ** 2  # m²\n\nÜber den Wolken… naïve café, 12345678 + 90 = ?  I'LL see, they've gone.\n"
+    "def area(r):\n    return 3.14159 * r ** 2  # m²\n\nÜber den Wolken… naïve café, 12345678 + 90 = ?  "
+    "I'LL see, they've gone.\n"
 )
 PATTERNS = {name: (patterns, whole) for (patterns, whole), name in _PRE.items()}
 
@@ -45,6 +46,8 @@ def sentencepiece(spaces: Any) -> Tokenizer:
         tokenizer.pre_tokenizer = spaces
     else:
         tokenizer.normalizer = spaces
+        # The engine's Gemma 4 vocabulary has no token with a newline and something else; nor have these.
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
     alphabet = sorted(set(TEXT) - set("²Ü"))  # those left out fall back to bytes
     train(tokenizer, initial_alphabet=alphabet, limit_alphabet=len(alphabet))
     state = json.loads(tokenizer.to_str())

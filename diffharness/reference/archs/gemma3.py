@@ -158,8 +158,8 @@ class Gemma3:
             hp.count("embedding_length"),
             hp.count("attention.head_count"),
         )
-        head_dim = hp.integer("attention.key_length", n_embd // n_head)
-        default_scale = (n_embd // n_head if n_layer == cls.n_layer_27b else head_dim) ** -0.5
+        head_dim = hp.count("attention.key_length") if hp.has("attention.key_length") else max(1, n_embd // n_head)
+        default_scale = (max(1, n_embd // n_head) if n_layer == cls.n_layer_27b else head_dim) ** -0.5
         return _Common(
             n_layer=n_layer,
             n_embd=n_embd,

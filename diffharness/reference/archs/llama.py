@@ -95,13 +95,6 @@ class Llama:
         blk = f"blk.{il}."
         h = ops.rms_norm(x, w.get(blk + "attn_norm.weight"), self.eps)
         tap("attn_norm", h)
-        heads = []
-        n_kv = self.n_head_kv[il]
-        for name, n_head in (("attn_q", self.n_head[il]), ("attn_k", n_kv), ("attn_v", n_kv)):
-            y = ops.linear(h, w.get(f"{blk}{name}.weight"), w.find(f"{blk}{name}.bias"))
-            tap(name, y)
-            heads.append(ops.split_heads(y, n_head))
-        q, k = self._norm_heads(w, il, heads[0], heads[1], tap)
         cos, sin = ops.rope_tables(
             state.positions,
             self.n_rot,
@@ -111,18 +104,27 @@ class Llama:
             arithmetic=state.arithmetic,
             dtype=x.dtype,
         )
-        q = ops.apply_rope(q, cos, sin, interleaved=self.interleaved)
-        tap("attn_q_rope", ops.join_heads(q))
-        k = ops.apply_rope(k, cos, sin, interleaved=self.interleaved)
-        tap("attn_k_rope", ops.join_heads(k))
-        context = ops.attention(q, k, heads[2], scale=self.attn_scale, window=self.window[il])
+        turned = []
+        for name, n_head in (("attn_q", self.n_head[il]), ("attn_k", self.n_head_kv[il])):
+            heads = self._norm_heads(w, il, name, self._project(w, il, name, h, n_head, tap), tap)
+            heads = ops.apply_rope(heads, cos, sin, interleaved=self.interleaved)
+            tap(name + "_rope", ops.join_heads(heads))
+            turned.append(heads)
+        q, k = turned
+        v = self._project(w, il, "attn_v", h, self.n_head_kv[il], tap)
+        context = ops.attention(q, k, v, scale=self.attn_scale, window=self.window[il])
         tap("attn_ctx", context)
         out = ops.linear(context, w.get(blk + "attn_output.weight"), w.find(blk + "attn_output.bias"))
         tap("attn_out", out)
         return out
 
-    def _norm_heads(self, w: Weights, il: int, q: Tensor, k: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
-        return q, k  # Qwen 3 has norms here
+    def _project(self, w: Weights, il: int, name: str, h: Tensor, n_head: int, tap: Tap) -> Tensor:
+        y = ops.linear(h, w.get(f"blk.{il}.{name}.weight"), w.find(f"blk.{il}.{name}.bias"))
+        tap(name, y)
+        return ops.split_heads(y, n_head)
+
+    def _norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
+        return heads  # Qwen 3 norms the heads of Q and K
 
     def _feed_forward(self, w: Weights, il: int, h: Tensor, tap: Tap) -> Tensor:
         blk = f"blk.{il}."

@@ -15,9 +15,7 @@ from diffharness.reference.model import Tap, Weights
 class Qwen3(Qwen2):
     """Differs from Qwen 2 in the head norms, whose weight [head_dim] all heads of a layer share."""
 
-    def _norm_heads(self, w: Weights, il: int, q: Tensor, k: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
-        q = ops.rms_norm(q, w.get(f"blk.{il}.attn_q_norm.weight"), self.eps)
-        tap("attn_q_norm", ops.join_heads(q))
-        k = ops.rms_norm(k, w.get(f"blk.{il}.attn_k_norm.weight"), self.eps)
-        tap("attn_k_norm", ops.join_heads(k))
-        return q, k
+    def _norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
+        heads = ops.rms_norm(heads, w.get(f"blk.{il}.{name}_norm.weight"), self.eps)
+        tap(name + "_norm", ops.join_heads(heads))
+        return heads

@@ -57,6 +57,9 @@ def text_part(config: Config, **defaults: Any) -> dict[str, Any]:
     stated = {key: value for key, value in inner.items() if value is not None}
     out = {**DEFAULTS, **defaults, **tied, **stated}
     expect_activation(out, "gelu_pytorch_tanh")
+    for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar"):
+        if need_float(out, key) <= 0:
+            raise CheckpointError(f"config.json: `{key}`: expected a positive number, found {out[key]!r}")
     if out.get("attention_bias"):
         raise CheckpointError("config.json: expected attention without biases, found `attention_bias` true")
     if out.get("use_bidirectional_attention") not in (None, False, "vision"):

@@ -285,12 +285,16 @@ def llama3_divisors(
     """By what each rotary pair's frequency is divided, [n_rot / 2] (Llama 3.1's scaling).
 
     Pairs that turn more than `high` times within the original context keep their frequency, those that turn less
-    than `low` times are slowed by `factor`, those between are mixed. Frequencies are float32, as the model's are.
+    than `low` times are slowed by `factor`, those between are mixed. In float32 throughout, as transformers and the
+    engine's converter have it; their `pow` may differ from numpy's in the last bit.
     """
-    frequency = (1.0 / base ** (np.arange(0, n_rot, 2, dtype=np.float32) / np.float32(n_rot))).astype(np.float32)
-    turns = original * frequency.astype(np.float64) / (2 * math.pi)
-    share = ((turns - low) / (high - low)).clip(0.0, 1.0) if high != low else (turns > low).astype(np.float64)
-    return (1.0 / ((1.0 - share) / factor + share)).astype(np.float32)
+    f32 = np.float32
+    exponents = np.arange(0, n_rot, 2, dtype=np.float32) / f32(n_rot)
+    wavelength = f32(2 * math.pi) / (f32(1) / f32(base) ** exponents)
+    turns = f32(original) / wavelength
+    share = ((turns - f32(low)) / f32(high - low)).clip(0, 1) if high != low else (turns > f32(low)).astype(np.float32)
+    divisors: Float32Array = (f32(1) / ((f32(1) - share) / f32(factor) + share)).astype(np.float32)
+    return divisors
 
 
 def matrix(

@@ -17,16 +17,17 @@ from diffharness.legs import artifact as artifact_leg
 from diffharness.legs import graph as graph_leg
 from diffharness.legs import kernel as kernel_leg
 from diffharness.legs import settings as settings_leg
-from diffharness.legs.artifact import ArtifactOutcome
 from diffharness.legs.graph import GraphOutcome
 from diffharness.machine import this_machine
 from diffharness.metrics import compare_logits, mean_nll, nll_per_position, perplexity
 from diffharness.pipeline import artifact_side, engine_runs, reference_runs
+from diffharness.pipeline.artifact_side import ArtifactSide
 from diffharness.pipeline.engine_runs import EngineRuns
 from diffharness.pipeline.inputs import Inputs, open_inputs
 from diffharness.pipeline.reference_runs import GraphRuns, Logits, Precision
 from diffharness.pipeline.request import RunRequest
 from diffharness.pipeline.timing import Timings
+from diffharness.pipeline.work import Work
 from diffharness.records import (
     ArtifactSubject,
     CheckpointSubject,
@@ -60,32 +61,33 @@ def run(request: RunRequest) -> RunRecord:
         except ArtifactFileError as error:
             return _unreadable(request, error)
         with _folder(request.out) as folder:
-            record = _run(request, inputs, folder, timings)
+            record = _run(Work(request, inputs, folder, timings))
     record.timings = timings.seconds
     return record
 
 
-def _run(request: RunRequest, inputs: Inputs, folder: Path, timings: Timings) -> RunRecord:
+def _run(work: Work) -> RunRecord:
+    request, inputs = work.request, work.inputs
     precision = Precision(request.dtype, request.device)
     findings: list[Finding] = list(inputs.tokens.findings)
-    with timings.step("scan"):
+    with work.timings.step("scan"):
         request.say(f"reading {inputs.artifact.label} for values that are not finite")
         broken = {found.tensor: found.count for found in non_finite(inputs.artifact)}
     if broken:
         findings.append(artifact_leg.non_finite_finding(broken))
 
-    engine = engine_runs.run_all(request, inputs, folder, timings)
+    engine = engine_runs.run_all(work)
     findings += engine.findings
 
-    with timings.step("reference: artifact"):
-        graph_runs = _graph_runs(request, inputs, engine, precision)
+    with work.timings.step("reference: graph"):
+        graph_runs = _graph_runs(work, engine, precision)
     graph = _graph(graph_runs, engine)
     findings += graph.findings
 
     settings = settings_leg.judge(engine.pairs, reason=engine.reason)
     findings += settings.findings
 
-    artifact = _artifact(request, inputs, graph_runs, precision, folder, timings)
+    artifact = _artifact(work, precision, None if graph_runs is None else graph_runs.logits)
     findings += [f for f in artifact.outcome.findings if not (broken and f.kind == "artifact.file")]
 
     legs = Legs(
@@ -96,7 +98,7 @@ def _run(request: RunRequest, inputs: Inputs, folder: Path, timings: Timings) ->
         artifact=artifact.outcome.leg,
     )
     return RunRecord(
-        verdict=verdict.judge(legs, findings, model=str(request.model)),
+        verdict=verdict.decide(findings, legs, model=str(request.model)),
         first_divergence=graph.first_divergence or settings.first_divergence or artifact.outcome.first_divergence,
         legs=legs,
         scores=_scores(inputs.fixture, graph_runs, artifact.logits, engine),
@@ -109,15 +111,15 @@ def _run(request: RunRequest, inputs: Inputs, folder: Path, timings: Timings) ->
 # -- legs ---------------------------------------------------------------------------------------------
 
 
-def _graph_runs(request: RunRequest, inputs: Inputs, engine: EngineRuns, precision: Precision) -> GraphRuns | None:
+def _graph_runs(work: Work, engine: EngineRuns, precision: Precision) -> GraphRuns | None:
     if engine.strict is None:
         return None
-    request.say("reference on the artifact, layer by layer on its own and on the engine's inputs")
+    work.request.say("reference on the artifact, layer by layer on its own and on the engine's inputs")
     return reference_runs.against_engine(
-        inputs.artifact,
+        work.inputs.artifact,
         engine.strict.open(),
-        inputs.fixture,
-        request.tolerances,
+        work.inputs.fixture,
+        work.floors,
         precision=precision,
         n_ubatch=engine.strict.settings.n_ubatch,
     )
@@ -126,9 +128,7 @@ def _graph_runs(request: RunRequest, inputs: Inputs, engine: EngineRuns, precisi
 def _graph(runs: GraphRuns | None, engine: EngineRuns) -> GraphOutcome:
     if runs is None or engine.strict is None:
         return GraphOutcome(GraphLeg(reason=engine.reason or "the strict engine did not run"), None, [])
-    return graph_leg.judge(
-        runs.definition, runs.conventions, engine_taps=engine.strict.taps, reference_taps=runs.taps
-    )
+    return graph_leg.judge(runs.definition, runs.conventions, engine_taps=engine.strict.taps, reference_taps=runs.taps)
 
 
 def _kernel(engine: EngineRuns, fixture: Fixture) -> KernelLeg:
@@ -138,25 +138,10 @@ def _kernel(engine: EngineRuns, fixture: Fixture) -> KernelLeg:
     return kernel_leg.numbers(compare_logits(strict, native, fixture.scored_positions()))
 
 
-def _artifact(
-    request: RunRequest,
-    inputs: Inputs,
-    graph_runs: GraphRuns | None,
-    precision: Precision,
-    folder: Path,
-    timings: Timings,
-) -> artifact_side.ArtifactSide:
-    if inputs.checkpoint is None:
+def _artifact(work: Work, precision: Precision, artifact_logits: Logits | None) -> ArtifactSide:
+    if work.inputs.checkpoint is None:
         return artifact_side.not_run("there is no checkpoint to compare with: give it with --checkpoint")
-    return artifact_side.run_all(
-        request,
-        inputs,
-        inputs.checkpoint,
-        precision,
-        folder,
-        timings,
-        artifact_logits=None if graph_runs is None else graph_runs.logits,
-    )
+    return artifact_side.run_all(work, work.inputs.checkpoint, precision, artifact_logits)
 
 
 # -- the record ---------------------------------------------------------------------------------------
@@ -167,9 +152,7 @@ def _score(logits: Logits, fixture: Fixture) -> Score:
     return Score(ppl=perplexity(nll), nll=mean_nll(nll), n=len(nll))
 
 
-def _scores(
-    fixture: Fixture, graph_runs: GraphRuns | None, others: dict[str, Logits], engine: EngineRuns
-) -> Scores:
+def _scores(fixture: Fixture, graph_runs: GraphRuns | None, others: dict[str, Logits], engine: EngineRuns) -> Scores:
     by_reference = dict(others) if graph_runs is None else {"artifact": graph_runs.logits, **others}
     by_engine = {name: run.open().read("logits") for name, run in engine.named.items()}
     return Scores(
@@ -234,7 +217,7 @@ def _unreadable(request: RunRequest, error: ArtifactFileError) -> RunRecord:
     evidence = {"offset": error.offset, "tensor": error.tensor, "hint": error.hint}
     finding = Finding(kind="artifact.file", leg=None, message=error.message, evidence=evidence)
     return RunRecord(
-        verdict=verdict.judge(Legs(), [finding]),
+        verdict=verdict.decide([finding], Legs()),
         findings=[finding],
         subject=Subject(artifact=ArtifactSubject(path=str(request.model))),
         repro=request.repro,
@@ -252,5 +235,3 @@ def _folder(out: Path | None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-

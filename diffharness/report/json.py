@@ -1,0 +1,10 @@
+"""The record itself, as JSON."""
+
+from __future__ import annotations
+
+from diffharness.records import RunRecord
+
+
+def render(record: RunRecord) -> str:
+    """Schema `diffharness.run/1`, strictly within JSON's standard, with a newline at the end."""
+    return record.to_json() + "\n"

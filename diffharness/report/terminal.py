@@ -1,0 +1,84 @@
+"""The report for a terminal of 100 columns: the Markdown report's content, laid out by rich."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from diffharness.records import RunRecord
+from diffharness.report import _content
+from diffharness.report._content import Table
+from diffharness.report._format import clean
+
+_STYLES = {"pass": "green", "ok": "green", "fail": "red", "fails": "red", "agree": "green", "inconclusive": "yellow"}
+
+
+def report(record: RunRecord) -> RenderableType:
+    """Something that `Console.print` takes. Strings from files are never read as rich's markup."""
+    verdict = record.verdict
+    head = Text.assemble(
+        ("verdict: ", "bold"), (verdict.primary, f"bold {_STYLES.get(verdict.primary, 'red')}"), overflow="fold"
+    )
+    parts: list[RenderableType] = [head, Text(clean(verdict.summary, 1200)), Text()]
+    parts += [_pairs(_content.subject(record)), Text(), _legs(_content.legs(record))]
+    scores = _content.scores(record)
+    if scores:
+        parts += [Text(), Text("Perplexity", style="bold"), _pairs(scores)]
+    for text in (_content.divergence(record), _content.affected(record)):
+        if text:
+            parts += [Text(), Text(text[0].upper() + text[1:])]
+    taps = _content.worst_taps(record)
+    if taps is not None:
+        parts += [Text(), _table(taps)]
+    findings = _content.findings(record)
+    if findings:
+        parts += [
+            Text(),
+            Text("Findings", style="bold"),
+            *(Padding(Text(f"- {line}"), (0, 0, 0, 1)) for line in findings),
+        ]
+    for label, command in (("Next", verdict.next_step), ("Reproduce", record.repro)):
+        if command:
+            parts += [Text(), Text.assemble((f"{label}: ", "bold"), clean(command, 1200))]
+    return Group(*parts)
+
+
+def render(record: RunRecord, *, width: int = 100) -> str:
+    """The report as plain text, without colours."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(report(record))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _pairs(rows: list[tuple[str, str]]) -> RichTable:
+    grid = RichTable.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        grid.add_row(Text(f" {label}"), Text(text))
+    return grid
+
+
+def _legs(table: Table) -> RenderableType:
+    """The legs with their numbers; notes stand below each other, where they have room."""
+    short = Table(table.title, table.head[:-1], [row[:-1] for row in table.rows], numeric=True)
+    notes = [(row[0], row[-1]) for row in table.rows if row[-1]]
+    return Group(_table(short), _pairs(notes)) if notes else _table(short)
+
+
+def _table(table: Table) -> RichTable:
+    shown = RichTable(
+        title=Text(table.title, style="bold"), title_justify="left", box=None, padding=(0, 1), pad_edge=True
+    )
+    for i, name in enumerate(table.head):
+        shown.add_column(
+            Text(name), justify="right" if i and table.numeric else "left", overflow="fold", header_style="dim"
+        )
+    for row in table.rows:
+        shown.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    return shown
