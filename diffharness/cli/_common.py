@@ -192,7 +192,11 @@ def _umask() -> int:
 
 
 def require_writable(*targets: Path | None) -> None:
-    """Fail before the work rather than after it: OutputError if a file could not be made at one of `targets`."""
+    """Fail before the work rather than after it: OutputError if a file could not be made at one of `targets`.
+
+    BadInputError if more than one of them is standard output.
+    """
+    taken(*targets)
     for path in targets:
         if path is None or path == STDOUT:
             continue

@@ -13,8 +13,7 @@ from diffharness.legs import tokens as tokens_leg
 from diffharness.legs.tokens import TokensOutcome
 from diffharness.settings import EngineSettings
 from diffharness.tokenizer import CheckpointTokenizer, gguf_tokenizer_sha256
-from diffharness.weights import names
-from diffharness.weights.check import check_against
+from diffharness.weights.check import check_model
 from diffharness.weights.checkpoint import Checkpoint
 from diffharness.weights.gguf_file import GgufFile, open_gguf
 
@@ -41,8 +40,7 @@ class Inputs:
 def open_artifact(path: Path) -> tuple[GgufFile, list[str]]:
     """The GGUF with every tensor that its architecture calls for, and the names of those that it does not."""
     artifact = open_gguf(path)
-    map_ = names.for_arch(artifact.arch)
-    return artifact, check_against(artifact, map_.rules(artifact.metadata))
+    return artifact, check_model(artifact)
 
 
 def open_checkpoint(folder: Path, artifact: GgufFile) -> Checkpoint:

@@ -14,6 +14,8 @@ from diffharness.errors import ArtifactFileError
 from diffharness.reference.ops import NO_SCALING, RopeScaling
 from diffharness.weights.source import Metadata
 
+_MOST = 1 << 20
+
 T = TypeVar("T", int, float, str, bool)
 
 
@@ -58,11 +60,21 @@ class HyperParameters:
         return self._many(name, n, default, _as_bool)
 
     def count(self, name: str) -> int:
-        """A required integer that must be positive."""
+        """A required integer that must be positive, and small enough to make lists of that length."""
         value = self.integer(name)
-        if value <= 0:
-            raise ArtifactFileError(f"metadata key `{self.key(name)}`: expected a positive number, found {value}")
+        if not 0 < value <= _MOST:
+            raise ArtifactFileError(f"metadata key `{self.key(name)}`: expected a number up to {_MOST}, found {value}")
         return value
+
+    def heads(self, n_layer: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Heads and KV heads of every layer, checked to fit each other."""
+        n_head = self.integers("attention.head_count", n_layer)
+        n_head_kv = self.integers("attention.head_count_kv", n_layer, n_head[0])
+        for heads, kv in zip(n_head, n_head_kv, strict=True):
+            if heads <= 0 or kv <= 0 or heads % kv:
+                key = self.key("attention.head_count_kv")
+                raise ArtifactFileError(f"metadata key `{key}`: expected a divisor of {heads} heads, found {kv}")
+        return n_head, n_head_kv
 
     def windows(self, n_layer: int) -> tuple[int | None, ...]:
         """Each layer's sliding window, None where a layer sees all earlier tokens.

@@ -20,7 +20,7 @@ from diffharness.reference.model import DEFINITION, Arithmetic, Tap, Weights
 Activation = Callable[[Tensor], Tensor]
 
 _SCORES_BYTES = 64 << 20  # attention scores held at once, on the path that holds them
-_HEAD_BYTES = 64 << 20  # rows of the output head held at once
+_HEAD_BYTES = 8 << 20  # rows of the output head held at once; more costs memory and gains no speed
 
 
 # -- norms, projections, activations ---------------------------------------------------------------

@@ -21,7 +21,8 @@ from diffharness import taps as tap_names
 from diffharness.errors import FixtureError, SettingsError
 from diffharness.reference import archs
 from diffharness.reference.model import DEFINITION, Arithmetic, Model, State
-from diffharness.weights.source import Float32Array, IntArray, WeightSource
+from diffharness.reference.weights import SourceWeights
+from diffharness.weights.source import IntArray, WeightSource
 
 Layer = int | Literal["head"]
 EngineInputs = Callable[[Layer], "NDArray[np.floating] | None"]
@@ -34,57 +35,6 @@ _GROUP_TOKENS = 4096  # tokens (both streams) that go through a layer at once
 _LOGITS_BYTES = 512 << 20  # logits made at once when nobody keeps them all
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-class SourceWeights:
-    """A WeightSource as torch tensors in one dtype on one device.
-
-    With `keep`, whole tensors and single experts that were read stay until `forget`: for a layer that several
-    groups of chunks go through one after another.
-    """
-
-    def __init__(
-        self, source: WeightSource, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> None:
-        self.source, self.dtype, self.device = source, dtype, torch.device(device)
-        self.keep = False
-        self._kept: dict[tuple[str, int | None], Tensor] = {}
-
-    def get(self, name: str) -> Tensor:
-        return self._once((name, None), lambda: self.source.read(name))
-
-    def find(self, name: str) -> Tensor | None:
-        return self.get(name) if self.has(name) else None
-
-    def rows(self, name: str, rows: slice | Tensor) -> Tensor:
-        if isinstance(rows, slice):
-            one = rows.stop is not None and rows.stop - (rows.start or 0) == 1
-            if one:  # an expert, which the next group of chunks will likely want too
-                return self._once((name, rows.start or 0), lambda: self.source.take(name, rows))
-            return self._tensor(self.source.take(name, rows))
-        return self._tensor(self.source.take(name, rows.cpu().numpy().astype(np.int64)))
-
-    def has(self, name: str) -> bool:
-        return name in self.source.tensors
-
-    def n_rows(self, name: str) -> int:
-        return self.source.tensors[name].shape[0]
-
-    def forget(self) -> None:
-        self._kept.clear()
-
-    def _once(self, key: tuple[str, int | None], read: Callable[[], Float32Array]) -> Tensor:
-        if (kept := self._kept.get(key)) is not None:
-            return kept
-        tensor = self._tensor(read())
-        if self.keep:
-            self._kept[key] = tensor
-        return tensor
-
-    def _tensor(self, values: Float32Array) -> Tensor:
-        if not values.flags.writeable:
-            values = values.copy()  # a view of a mapped file; torch knows no read-only tensors
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device=self.device, dtype=self.dtype)
 
 
 @dataclass
@@ -136,8 +86,21 @@ class Reference:
         have no teacher-forced value. Without `keep_logits` nothing is returned and logits reach `on_tap` only, in
         pieces of bounded size. Raises FixtureError for token ids outside of the vocabulary.
         """
+        try:
+            return self._run(chunks, engine_inputs, on_tap, None if taps is None else frozenset(taps), keep_logits)
+        finally:
+            self.weights.close()
+
+    def _run(
+        self,
+        chunks: Sequence[IntArray],
+        engine_inputs: EngineInputs | None,
+        on_tap: OnTap | None,
+        wanted: frozenset[str] | None,
+        keep_logits: bool,
+    ) -> Tensor | None:
         streams = 2 if engine_inputs is not None and on_tap is not None else 1
-        listener = _Listener(on_tap, None if taps is None else frozenset(taps))
+        listener = _Listener(on_tap, wanted)
         groups = self._embed(chunks, streams, listener)
         self.weights.keep = len(groups) > 1
         for il in range(self.model.n_layer):
@@ -146,7 +109,7 @@ class Reference:
                 _force(group, forced)
                 tap = listener.inside(group, il, local=forced is not None)
                 group.x = self.model.layer(self.weights, il, group.x, group.state, tap)
-            self.weights.forget()
+            self.weights.end_layer(il)
         self.weights.keep = False
         forced = engine_inputs("head") if engine_inputs is not None and streams == 2 else None
         return self._head(groups, forced, listener, keep_logits)

@@ -102,13 +102,15 @@ def worst_taps(record: RunRecord, most: int = WORST_TAPS) -> Table | None:
     ranked = sorted(leg.taps, key=_badness, reverse=True)[:most]
     if not ranked:
         return None
-    what = "graph leg, strict engine against reference" if graph else "artifact leg, artifact against checkpoint"
-    return taps(ranked, f"{len(ranked)} worst taps of {len(leg.taps)} ({what})", graph=graph)
+    what = (
+        "own end to end, local on the engine's layer inputs" if graph else "artifact and control, from the checkpoint"
+    )
+    return taps(ranked, f"NMSE of the {len(ranked)} worst of {len(leg.taps)} taps: {what}", graph=graph)
 
 
 def taps(rows: Sequence[TapRow], title: str, *, graph: bool) -> Table:
-    """Taps with the end-to-end and the local error (or the control's) side by side."""
-    head = ("tap", "own NMSE", "local NMSE" if graph else "control NMSE", "floor", "cos", "max abs", "worst token", "")
+    """Taps with NMSE end to end and local (or the control's) side by side; the token is the worst one."""
+    head = ("tap", "own", "local" if graph else "control", "floor", "cos", "max abs", "token", "")
     cells = [
         (
             clean(row.tap, 60),

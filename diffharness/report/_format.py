@@ -23,11 +23,12 @@ def decimals(value: float | None, places: int = 4) -> str:
 
 
 def cosine(value: float | None) -> str:
-    """Four decimals, more where that would round a difference away."""
+    """Four decimals; six, never rounded up to 1, where four would hide a difference."""
     if value is None:
         return NONE
-    places = 4 if not 0.9995 < value < 1.0 else 8
-    return f"{value:.{places}f}"
+    if 0.9995 < value < 1.0:
+        return f"{math.floor(value * 1e6) / 1e6:.6f}"
+    return f"{value:.4f}"
 
 
 def percent(share: float | None) -> str:

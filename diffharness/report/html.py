@@ -56,7 +56,7 @@ code, pre { font-family: ui-monospace, monospace; font-size: .92em; white-space:
 """  # noqa: E501
 
 
-def render(record: RunRecord) -> str:
+def to_html(record: RunRecord) -> str:
     """One HTML page. Every string is escaped by the template engine, whatever file it came from."""
     verdict = record.verdict
     commands = [("Next step", verdict.next_step), ("Reproduce", record.repro)]

@@ -17,7 +17,7 @@ _LONGEST = 1200  # characters of one line
 _SPECIAL = re.compile(r"([\\`*\[\]<>|~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
-def render(record: RunRecord) -> str:
+def to_markdown(record: RunRecord) -> str:
     """The verdict, what was tested, the legs, the first divergence, the worst taps, and how to do it again."""
     verdict = record.verdict
     lines = [f"### diffharness: {verdict.primary}", "", escape(clean(verdict.summary, _LONGEST)), ""]

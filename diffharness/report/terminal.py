@@ -14,6 +14,7 @@ from diffharness.report import _content
 from diffharness.report._content import Table
 from diffharness.report._format import clean
 
+_CELL = 24  # characters that a cell may ask for: a tap's name
 _STYLES = {"pass": "green", "ok": "green", "fail": "red", "fails": "red", "agree": "green", "inconclusive": "yellow"}
 
 
@@ -47,11 +48,16 @@ def report(record: RunRecord) -> RenderableType:
     return Group(*parts)
 
 
-def render(record: RunRecord, *, width: int = 100) -> str:
+def print_record(record: RunRecord, console: Console) -> None:
+    """Print the report; `console` decides on width and colours."""
+    console.print(report(record))
+
+
+def to_text(record: RunRecord, *, width: int = 100) -> str:
     """The report as plain text, without colours."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
-        console.print(report(record))
+        print_record(record, console)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
@@ -60,7 +66,7 @@ def _pairs(rows: list[tuple[str, str]]) -> RichTable:
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
     for label, text in rows:
-        grid.add_row(Text(f" {label}"), Text(text))
+        grid.add_row(Text(label), Text(text))
     return grid
 
 
@@ -68,16 +74,20 @@ def _legs(table: Table) -> RenderableType:
     """The legs with their numbers; notes stand below each other, where they have room."""
     short = Table(table.title, table.head[:-1], [row[:-1] for row in table.rows], numeric=True)
     notes = [(row[0], row[-1]) for row in table.rows if row[-1]]
-    return Group(_table(short), _pairs(notes)) if notes else _table(short)
+    return Group(_table(short), Text(), _pairs(notes)) if notes else _table(short)
 
 
 def _table(table: Table) -> RichTable:
-    shown = RichTable(
-        title=Text(table.title, style="bold"), title_justify="left", box=None, padding=(0, 1), pad_edge=True
-    )
+    title = Text(table.title, style="bold")
+    shown = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for i, name in enumerate(table.head):
+        longest = max((len(row[i]) for row in table.rows), default=0)
         shown.add_column(
-            Text(name), justify="right" if i and table.numeric else "left", overflow="fold", header_style="dim"
+            Text(name),
+            justify="right" if i and table.numeric else "left",
+            overflow="fold",
+            header_style="dim",
+            min_width=min(longest, _CELL),  # heads fold before cells do
         )
     for row in table.rows:
         shown.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))

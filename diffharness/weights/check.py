@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffharness.errors import ArtifactFileError
+from diffharness.weights import names
+from diffharness.weights.checkpoint import MALFORMED
+from diffharness.weights.dequant import BLOCKS, SCALES
+from diffharness.weights.gguf_file import GgufFile
 from diffharness.weights.gguf_write import chunks_of_rows
 from diffharness.weights.names._map import TensorRule
-from diffharness.weights.source import WeightSource
+from diffharness.weights.source import TensorInfo, WeightSource
 
 _NAMED = 5  # so many tensors are named in a message
 
@@ -44,6 +48,19 @@ def check_against(source: WeightSource, rules: Sequence[TensorRule]) -> list[str
     return [name for name in tensors if name not in known]
 
 
+def check_model(source: WeightSource) -> list[str]:
+    """`check_against` the rules of the source's own architecture and metadata, which may be hostile."""
+    arch_map = names.for_arch(source.arch)
+    try:
+        rules = arch_map.rules(source.metadata)
+    except MALFORMED as error:
+        raise ArtifactFileError(
+            f"{source.label}: a metadata value is not what a {source.arch} model has: {type(error).__name__}: {error}",
+            hint="compare the metadata with the checkpoint's config.json",
+        ) from error
+    return check_against(source, rules)
+
+
 @dataclass(frozen=True)
 class NonFinite:
     """NaN or infinite values of one tensor: how many, and the first by flat index."""
@@ -57,6 +74,8 @@ def non_finite(source: WeightSource) -> list[NonFinite]:
     """Every tensor that holds NaN or infinity, read in chunks; empty for a sound source."""
     found = []
     for info in source.tensors.values():
+        if isinstance(source, GgufFile) and _scales_are_finite(source, info):
+            continue
         count, first, at = 0, -1, 0
         for values in chunks_of_rows(source, info):
             finite = np.isfinite(values).reshape(-1)
@@ -68,6 +87,17 @@ def non_finite(source: WeightSource) -> list[NonFinite]:
         if count:
             found.append(NonFinite(info.name, count, first))
     return found
+
+
+def _scales_are_finite(source: GgufFile, info: TensorInfo) -> bool:
+    """Whether a quantized tensor is known to be finite by its scales alone, some 2% of its bytes."""
+    if info.type not in SCALES:
+        return False
+    blocks = source.raw(info.name).reshape(-1, BLOCKS[info.type][1])
+    # A float16 is infinite or NaN if its five exponent bits, all in the upper byte, are set.
+    finite = all(((blocks[:, at + 1] & 0x7C) != 0x7C).all() for at in SCALES[info.type])
+    source.release(info.name)
+    return finite
 
 
 def _some(items: Sequence[str]) -> str:

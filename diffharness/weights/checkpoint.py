@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from diffharness.errors import CheckpointError
+from diffharness.errors import ArtifactFileError, CheckpointError
 from diffharness.weights import names
 from diffharness.weights.names._map import AddOne, ArchMap, Layout, Plain, RotaryPairs, Stack, TensorRule
 from diffharness.weights.safetensors_file import SafetensorsFile, StoredTensor
 from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What reading a value of another type or size than a map expects comes to.
+MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 _NAMED = 5  # so many tensors are named in a message
 _SAME_SHAPE = (Plain, AddOne, RotaryPairs)  # layouts that keep the shape
 
@@ -50,16 +52,29 @@ class Checkpoint:
             )
         self.config = read_json(self.path / "config.json")
         self.map: ArchMap = names.for_config(self.config)
-        self._metadata: dict[str, Any] = self.map.metadata(self.config)
+        self._metadata, rules = self._translate()
         self._files = self._open_files()
         self._where: dict[str, SafetensorsFile] = {name: file for file in self._files for name in file.tensors}
-        self._resolved = self._resolve(self.map.rules(self._metadata))
+        self._resolved = self._resolve(rules)
         used = {part for found in self._resolved.values() for part in found.parts}
         rest = [name for name in self._where if name not in used]
         self.ignored = [name for name in rest if name.startswith(self.map.ignored)] if self.map.ignored else []
         self.extra = [name for name in rest if name not in set(self.ignored)]
         self._tensors = {name: self._info(found) for name, found in self._resolved.items()}
         self._sha256: str | None = None
+
+    def _translate(self) -> tuple[dict[str, Any], list[TensorRule]]:
+        try:
+            metadata = self.map.metadata(self.config)
+            return metadata, self.map.rules(metadata)
+        except ArtifactFileError as error:  # a value that reads, but makes no model
+            raise CheckpointError(f"{self.path / 'config.json'}: {error.message}", hint=error.hint) from error
+        except MALFORMED as error:
+            raise CheckpointError(
+                f"{self.path / 'config.json'}: a value is not what a {self.map.arch} model has: "
+                f"{type(error).__name__}: {error}",
+                hint="compare config.json with the published one",
+            ) from error
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────
 

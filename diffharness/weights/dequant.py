@@ -34,6 +34,22 @@ _RUN = 1 << 16  # elements unpacked at a time: 256 KiB of output, which stays in
 _THREADS = 2
 _PARALLEL_FROM = 1 << 20  # elements; below this a second thread costs more than it gives
 
+# Where the float16 scales of a block lie, of types whose values are finite exactly if these are.
+SCALES: dict[str, tuple[int, ...]] = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+
 
 def byte_size(type_name: str, shape: Sequence[int]) -> int:
     """Bytes of a tensor of numpy shape `shape`; ValueError where a row is not made of whole blocks."""

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from diffharness.errors import ArtifactFileError
 from diffharness.weights.dequant import byte_size, dequantize
-from diffharness.weights.gguf_header import Header, KvEntry, TensorEntry, decode_kv, parse_header
+from diffharness.weights.gguf_header import Header, TensorEntry, parse_header
+from diffharness.weights.gguf_values import Buffer, KvEntry, decode_kv
 from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -38,7 +39,7 @@ class _Shard:
             with path.open("rb") as file:
                 size = file.seek(0, 2)
                 # An empty file cannot be mapped; the parser then says what is wrong with it.
-                self.map: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+                self.map: Buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except FileNotFoundError as error:
             raise ArtifactFileError(f"{path}: no such file", hint="check the path") from error
         except IsADirectoryError as error:
@@ -74,7 +75,7 @@ class _Shard:
 class KvView(Mapping[str, Any]):
     """Metadata decoded on first use: opening a file does not decode its vocabulary."""
 
-    def __init__(self, data: mmap.mmap | bytes, entries: Mapping[str, KvEntry]) -> None:
+    def __init__(self, data: Buffer, entries: Mapping[str, KvEntry]) -> None:
         self._data, self._entries = data, entries
         self._values: dict[str, Any] = {}
 
@@ -206,6 +207,11 @@ class GgufFile:
         """The tensor's bytes as stored: a read-only view into the file, 1-D."""
         shard, entry = self._entries[name]
         return shard.view(entry)
+
+    def release(self, name: str) -> None:
+        """Let go of the memory of a large tensor whose `raw` bytes are no longer needed."""
+        shard, entry = self._entries[name]
+        shard.release(entry.start, entry.n_bytes)
 
     def tensor_offset(self, name: str) -> tuple[Path, int]:
         """The file and the byte at which the tensor begins."""

@@ -11,41 +11,18 @@ offset u64), padding to `general.alignment`, tensor data. A string is a u64 leng
 
 from __future__ import annotations
 
-import mmap
 import struct
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from diffharness.errors import ArtifactFileError
 from diffharness.weights.dequant import BLOCKS, TYPE_NAMES
+from diffharness.weights.gguf_values import ARRAY, U64, VALUE_TYPES, Buffer, KvEntry, decode_kv
 
-Buffer = bytes | mmap.mmap
-
-STRING, ARRAY = 8, 9
-# GGUF's value types by number: name, and struct code where the size is fixed
-VALUE_TYPES: dict[int, tuple[str, str | None]] = {
-    0: ("UINT8", "B"),
-    1: ("INT8", "b"),
-    2: ("UINT16", "H"),
-    3: ("INT16", "h"),
-    4: ("UINT32", "I"),
-    5: ("INT32", "i"),
-    6: ("FLOAT32", "f"),
-    7: ("BOOL", "?"),
-    STRING: ("STRING", None),
-    ARRAY: ("ARRAY", None),
-    10: ("UINT64", "Q"),
-    11: ("INT64", "q"),
-    12: ("FLOAT64", "d"),
-}
 DEFAULT_ALIGNMENT = 32
 _MAX_DIMS = 4
 _MAX_NAME = 63  # ggml keeps names in 64 bytes with a closing zero
 _MIN_KV = 8 + 1 + 4 + 1  # key length, one byte of key, type, one byte of value
 _MIN_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
-_U64 = struct.Struct("<Q")
 
 _OTHER_FORMATS = (
     (b"ggml", "an old llama.cpp file (GGML); convert it to GGUF again"),
@@ -54,18 +31,6 @@ _OTHER_FORMATS = (
     (b"<", "a web page, not the file itself; download it again"),
     (b"PK\x03\x04", "a zip archive or a PyTorch checkpoint; give a .gguf file"),
 )
-
-
-@dataclass(frozen=True)
-class KvEntry:
-    """One KV: where its value lies; `start` is the offset of the type number, `end` one past the value."""
-
-    key: str
-    type: str  # UINT32, STRING, ARRAY, ...
-    item_type: str | None  # of an array
-    count: int  # of an array; 1 otherwise
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -91,35 +56,6 @@ class Header:
 def parse_header(data: Buffer, label: str) -> Header:
     """Header of the GGUF whose bytes are `data`; ArtifactFileError with the offset of what is wrong."""
     return _Reader(data, label).header()
-
-
-def decode_kv(data: Buffer, entry: KvEntry) -> Any:
-    """The value of a KV: int, float, bool, str, or a list of those (lenient with broken UTF-8)."""
-    if entry.type == "ARRAY":
-        return _decode_array(data, entry)
-    if entry.type == "STRING":
-        return bytes(data[entry.start + 12 : entry.end]).decode("utf-8", errors="replace")
-    code = _code(entry.type)
-    return struct.unpack_from("<" + code, data, entry.start + 4)[0]
-
-
-def _decode_array(data: Buffer, entry: KvEntry) -> list[Any]:
-    start = entry.start + 16  # type, item type, count
-    if entry.item_type == "STRING":
-        strings: list[Any] = []
-        for _ in range(entry.count):
-            (length,) = _U64.unpack_from(data, start)
-            strings.append(bytes(data[start + 8 : start + 8 + length]).decode("utf-8", errors="replace"))
-            start += 8 + length
-        return strings
-    code = _code(entry.item_type or "")
-    values = np.frombuffer(bytes(data[start : entry.end]), dtype=np.dtype("<" + code if code != "?" else code))
-    result: list[Any] = values.tolist()
-    return result
-
-
-def _code(type_name: str) -> str:
-    return next(code for name, code in VALUE_TYPES.values() if name == type_name and code)
 
 
 class _Reader:
@@ -151,7 +87,7 @@ class _Reader:
 
     def u64(self, what: str) -> int:
         self.need(8, what)
-        value: int = _U64.unpack_from(self.data, self.at)[0]
+        value: int = U64.unpack_from(self.data, self.at)[0]
         self.at += 8
         return value
 
@@ -258,7 +194,7 @@ class _Reader:
         if code:
             self.at += count * least
             return
-        at, size, data, unpack = self.at, self.size, self.data, _U64.unpack_from
+        at, size, data, unpack = self.at, self.size, self.data, U64.unpack_from
         for i in range(count):  # the hot loop of opening a file with a large vocabulary
             if at + 8 > size:
                 raise self.fail(f"item {i} of {what} lies past the end of the file at {size}")

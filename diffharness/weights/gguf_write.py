@@ -19,29 +19,13 @@ from numpy.typing import NDArray
 from diffharness.errors import OutputError
 from diffharness.weights.dequant import TYPE_IDS, byte_size
 from diffharness.weights.gguf_file import GgufFile
-from diffharness.weights.gguf_header import ARRAY, DEFAULT_ALIGNMENT, VALUE_TYPES
+from diffharness.weights.gguf_header import DEFAULT_ALIGNMENT
+from diffharness.weights.gguf_values import encode_string, encode_value
 from diffharness.weights.output import whole_file
 from diffharness.weights.source import Float32Array, TensorInfo, WeightSource
 
 Bytes = NDArray[np.uint8]
 
-_NUMBERS = {name: number for number, (name, _) in VALUE_TYPES.items()}
-_CODES = {name: code for name, code in VALUE_TYPES.values()}
-# llama.cpp is strict about types: a key that it reads as a float must not be written as an integer,
-# and configs do say `"rope_theta": 10000`.
-_FLOAT_KEYS = (
-    "epsilon",
-    "freq_base",
-    "freq_base_swa",
-    "softcapping",
-    "scale",
-    "factor",
-    "logit_scale",
-    "clamp_kqv",
-    "beta_fast",
-    "beta_slow",
-    "multiplier",
-)
 # llama_ftype of the whole file, by the type of its matrices (llama.h)
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 _INTEGERS = ("I8", "I16", "I32", "I64")  # indices, not weights: never converted
@@ -60,67 +44,6 @@ class RawTensor:
     @property
     def n_bytes(self) -> int:
         return byte_size(self.type, self.shape)
-
-
-# ── values ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def encode_value(key: str, value: Any, type_name: str | None = None) -> bytes:
-    """A KV's type number and value as GGUF has them.
-
-    `type_name` as in `GgufFile.kv_types` (`FLOAT32`, `ARRAY[INT32]`); without it bool, int, float
-    and str become BOOL, UINT32 (INT32 or 64 bit where they do not fit), FLOAT32 and STRING, and a
-    list an array of the type of its items, integers as INT32. Keys that llama.cpp reads as floats
-    become FLOAT32 whatever the number. TypeError for anything else.
-    """
-    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-    if isinstance(value, list | tuple):
-        item = _item_type(type_name) or _guess_items(key, value)
-        head = struct.pack("<IIQ", ARRAY, _NUMBERS[item], len(value))
-        if item == "STRING":
-            return head + b"".join(_string(v) for v in value)
-        return head + struct.pack(f"<{len(value)}{_CODES[item]}", *value)
-    kind = type_name or _guess(key, value)
-    head = struct.pack("<I", _NUMBERS[kind])
-    return head + (_string(value) if kind == "STRING" else struct.pack(f"<{_CODES[kind]}", value))
-
-
-def _item_type(type_name: str | None) -> str | None:
-    return type_name.removeprefix("ARRAY[").removesuffix("]") if type_name else None
-
-
-def _guess(key: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "BOOL"
-    if isinstance(value, str):
-        return "STRING"
-    if isinstance(value, float) or (isinstance(value, int) and _is_float_key(key)):
-        return "FLOAT32"
-    if isinstance(value, int):
-        if value >= 0:
-            return "UINT32" if value < 1 << 32 else "UINT64"
-        return "INT32" if value >= -(1 << 31) else "INT64"
-    raise TypeError(f"{key}: a GGUF value cannot be a {type(value).__name__}")
-
-
-def _is_float_key(key: str) -> bool:
-    return not key.startswith("tokenizer.") and key.endswith(_FLOAT_KEYS)
-
-
-def _guess_items(key: str, values: Sequence[Any]) -> str:
-    kinds = {_guess(key, v) for v in values} or {"INT32"}
-    if kinds <= {"UINT32", "INT32"} and all(v < 1 << 31 for v in values):
-        return "INT32"
-    if len(kinds) == 1:
-        return kinds.pop()
-    if kinds <= {"UINT32", "INT32", "FLOAT32"}:
-        return "FLOAT32"
-    raise TypeError(f"{key}: the items of a GGUF array must be of one type, found {sorted(kinds)}")
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode("utf-8", errors="surrogatepass")
-    return struct.pack("<Q", len(raw)) + raw
 
 
 # ── numbers ──────────────────────────────────────────────────────────────────────────────────────
@@ -168,10 +91,10 @@ def write_tensors(
 def _header(kvs: Mapping[str, bytes], tensors: Sequence[RawTensor], alignment: int) -> bytes:
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(kvs))]
     for key, encoded in kvs.items():
-        parts += [_string(key), encoded]
+        parts += [encode_string(key), encoded]
     offset = 0
     for t in tensors:
-        parts.append(_string(t.name))
+        parts.append(encode_string(t.name))
         parts.append(struct.pack(f"<I{len(t.shape)}Q", len(t.shape), *reversed(t.shape)))
         parts.append(struct.pack("<IQ", TYPE_IDS[t.type], offset))
         offset += _padded(t.n_bytes, alignment)

@@ -189,6 +189,8 @@ def test_only_one_result_takes_standard_output() -> None:
     assert not _common.taken(Path("out.json"), None)
     with pytest.raises(BadInputError, match="at most one"):
         _common.taken(_common.STDOUT, _common.STDOUT)
+    with pytest.raises(BadInputError, match="at most one"):
+        _common.require_writable(_common.STDOUT, _common.STDOUT)
 
 
 def test_split_parts() -> None:

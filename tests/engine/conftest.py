@@ -12,10 +12,29 @@ import pytest
 
 from diffharness.settings import EngineSettings
 from diffharness.weights.gguf_write import write_gguf
+from diffharness.weights.names import MAPS
 from diffharness.weights.source import Float32Array, IntArray, TensorInfo
 
-N_VOCAB, N_EMBD, N_FF, N_HEAD, N_KV, HEAD = 96, 64, 96, 4, 2, 16
-N_LAYER = 2
+N_VOCAB, N_LAYER = 96, 2
+SIZES: dict[str, Any] = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": N_LAYER,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+GEMMA: dict[str, Any] = {
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_local_base_freq": 1000.0,
+}
 
 
 @dataclass(frozen=True)
@@ -38,45 +57,24 @@ class InMemory:
         return self.arrays[name][rows]
 
 
-def tiny(arch: str = "llama", *, extra: Mapping[str, Any] | None = None, shapes: Mapping[str, Any] | None = None) -> InMemory:
-    """Two random layers; `shapes` adds tensors (`blk.N.x` for every layer) or, with None, removes them."""
+# Of the tensors that a model may have, those that these models do have.
+OPTIONAL = ("ffn_gate_up_exps.weight", "ffn_down_exps.scale", "layer_output_scale.weight")
+
+
+def tiny(arch: str = "llama", **config: Any) -> InMemory:
+    """Two random layers of an architecture, with every tensor that it must have; `config` is config.json's."""
     rng = np.random.default_rng(7)
-    per_layer: dict[str, tuple[int, ...] | None] = {
-        "attn_norm.weight": (N_EMBD,),
-        "attn_q.weight": (N_HEAD * HEAD, N_EMBD),
-        "attn_k.weight": (N_KV * HEAD, N_EMBD),
-        "attn_v.weight": (N_KV * HEAD, N_EMBD),
-        "attn_output.weight": (N_EMBD, N_HEAD * HEAD),
-        "ffn_norm.weight": (N_EMBD,),
-        "ffn_gate.weight": (N_FF, N_EMBD),
-        "ffn_up.weight": (N_FF, N_EMBD),
-        "ffn_down.weight": (N_EMBD, N_FF),
-        **(shapes or {}),
-    }
-    all_shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (N_VOCAB, N_EMBD), "output_norm.weight": (N_EMBD,)}
-    for il in range(N_LAYER):
-        all_shapes |= {f"blk.{il}.{name}": shape for name, shape in per_layer.items() if shape is not None}
+    names = MAPS[arch]
+    metadata = names.metadata({**SIZES, "model_type": names.model_types[0], **config})
+    metadata |= {"general.architecture": arch, "tokenizer.ggml.model": "no_vocab", f"{arch}.vocab_size": N_VOCAB}
     arrays = {}
-    for name, shape in all_shapes.items():
-        values = rng.standard_normal(shape) * (0.1 if len(shape) == 1 else shape[-1] ** -0.5)
-        arrays[name] = (values + (1.0 if name.endswith("norm.weight") else 0.0)).astype(np.float32)
-    metadata = {
-        "general.architecture": arch,
-        f"{arch}.vocab_size": N_VOCAB,
-        f"{arch}.context_length": 4096,
-        f"{arch}.embedding_length": N_EMBD,
-        f"{arch}.block_count": N_LAYER,
-        f"{arch}.feed_forward_length": N_FF,
-        f"{arch}.attention.head_count": N_HEAD,
-        f"{arch}.attention.head_count_kv": N_KV,
-        f"{arch}.attention.key_length": HEAD,
-        f"{arch}.attention.value_length": HEAD,
-        f"{arch}.rope.dimension_count": HEAD,
-        f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
-        f"{arch}.rope.freq_base": 10000.0,
-        "tokenizer.ggml.model": "no_vocab",
-        **{key.replace("ARCH", arch): value for key, value in (extra or {}).items()},
-    }
+    for rule in names.rules(metadata):
+        if rule.values is not None:
+            arrays[rule.name] = rule.values()
+        elif rule.required or rule.name.endswith(OPTIONAL):
+            values = rng.standard_normal(rule.shape) * (0.1 if len(rule.shape) == 1 else rule.shape[-1] ** -0.5)
+            around_one = "norm" in rule.name or "scale" in rule.name
+            arrays[rule.name] = (values + (1.0 if around_one else 0.0)).astype(np.float32)
     return InMemory(arch, metadata, arrays)
 
 

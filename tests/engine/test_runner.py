@@ -80,10 +80,10 @@ def test_batches_put_rows_in_their_place(
 
 def test_overrides_change_the_graph(llama_gguf: Path, quick: EngineSettings, ids: list[int], tmp_path: Path) -> None:
     plain = Engine(quick).capture(llama_gguf, [ids], tmp_path / "a").open()
-    for text, first in (("llama.rope.freq_base=float:100", "attn_q_rope"),):
-        run = Engine(quick).capture(llama_gguf, [ids], tmp_path / "b", overrides=[text]).open()
-        differ = [tap for tap in plain.taps if not np.array_equal(plain.read(tap), run.read(tap))]
-        assert differ[0] == f"blk.0.{first}"
+    overrides = ["llama.rope.freq_base=float:100"]
+    run = Engine(quick).capture(llama_gguf, [ids], tmp_path / "b", overrides=overrides).open()
+    differ = [tap for tap in plain.taps if not np.array_equal(plain.read(tap), run.read(tap))]
+    assert differ[0] == "blk.0.attn_q_rope"
 
 
 @pytest.mark.parametrize(
@@ -283,11 +283,11 @@ def _group_is_gone(leader: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("action", ["hang", "orphan"])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+# A killed parent cannot tidy up what its worker started; an interrupted one can.
+@pytest.mark.parametrize(
+    ("action", "how"), [("hang", signal.SIGINT), ("orphan", signal.SIGINT), ("hang", signal.SIGKILL)]
+)
 def test_no_orphans(llama_gguf: Path, tmp_path: Path, action: str, how: signal.Signals) -> None:
-    if action == "orphan" and how == signal.SIGKILL:
-        pytest.skip("a killed parent cannot tidy up what its worker started")
     python = planted_python(tmp_path / "bin", action)
     code = textwrap.dedent(f"""
         from diffharness.engine.runner import Engine

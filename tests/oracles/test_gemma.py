@@ -19,7 +19,8 @@ from diffharness.reference.archs.gemma3 import Gemma3
 from diffharness.reference.archs.gemma4 import Gemma4
 from diffharness.reference.model import GGML, Model, State
 from diffharness.reference.ops import NO_SCALING
-from diffharness.reference.runner import Reference, SourceWeights
+from diffharness.reference.runner import Reference
+from diffharness.reference.weights import SourceWeights
 from diffharness.weights.names import for_arch
 from diffharness.weights.source import Float32Array, IntArray, TensorInfo, WeightSource
 from tests.oracles import agree, tiny_gemma

@@ -59,19 +59,23 @@ def without_scaling(model: Llama) -> Llama:
     return replace(model, rope_scaling=NO_SCALING)
 
 
+def scaled(**changes: float) -> Callable[[Llama], Llama]:
+    return lambda model: replace(model, rope_scaling=replace(model.rope_scaling, **changes))
+
+
 FEATURES: list[tuple[str, str, Callable[[Llama], Llama]]] = [
     ("llama", "epsilon", lambda m: replace(m, eps=1e-6)),
     ("llama", "rope base", lambda m: replace(m, rope_base=1e4)),
     ("llama", "attention scale", lambda m: replace(m, attn_scale=1.1 * m.attn_scale)),
     ("llama-linear", "linear scaling", without_scaling),
     ("llama-yarn", "yarn", without_scaling),
-    ("llama-yarn", "yarn's factor on sine and cosine", lambda m: replace(m, rope_scaling=replace(m.rope_scaling, magnitude=1.0))),
-    ("llama-yarn", "yarn's mix", lambda m: replace(m, rope_scaling=replace(m.rope_scaling, ext_factor=0.0))),
+    ("llama-yarn", "yarn's factor on sine and cosine", scaled(magnitude=1.0)),
+    ("llama-yarn", "yarn's mix", scaled(ext_factor=0.0)),
     ("mistral-window", "window", lambda m: replace(m, window=(None,) * m.n_layer)),
     ("mistral-window", "window by one", lambda m: replace(m, window=(25,) * m.n_layer)),
     ("mixtral", "experts used", lambda m: replace(m, n_expert_used=1)),
     ("mixtral", "normalised experts", lambda m: replace(m, normalise_experts=False)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("case", "feature", "broken"), FEATURES, ids=[f"{case}: {what}" for case, what, _ in FEATURES])

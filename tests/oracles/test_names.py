@@ -1,4 +1,4 @@
-"""Names and hyperparameters there and back: what a map makes of a checkpoint, made a checkpoint again, is that model."""
+"""Names and hyperparameters there and back: a checkpoint in GGUF's terms, made a checkpoint again, is that model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from tests.oracles import agree, tiny
 from tests.oracles.conftest import Tiny
 
 MakeTiny = Callable[..., Tiny]
-MINE = [case for case in tiny.CASES if case.split("-")[0] in ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3moe")]
+FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3moe")
+COVERED = [case for case in tiny.CASES if case.split("-")[0] in FAMILIES]
 
 
-@pytest.mark.parametrize("case", MINE)
+@pytest.mark.parametrize("case", COVERED)
 def test_every_tensor_of_a_checkpoint_is_used(make_tiny: MakeTiny, case: str) -> None:
     checkpoint = make_tiny(case).checkpoint
     assert checkpoint.extra == []
@@ -30,7 +31,7 @@ def test_every_tensor_of_a_checkpoint_is_used(make_tiny: MakeTiny, case: str) ->
         assert checkpoint.read(name).shape == info.shape, name
 
 
-@pytest.mark.parametrize("case", MINE)
+@pytest.mark.parametrize("case", COVERED)
 def test_a_model_written_back_has_the_same_logits(make_tiny: MakeTiny, case: str, tmp_path: Path) -> None:
     made = make_tiny(case)
     source = made.checkpoint
@@ -52,7 +53,7 @@ def test_a_model_written_back_has_the_same_logits(make_tiny: MakeTiny, case: str
     assert agree.nmse(again, agree.oracle_logits(made.model, made.ids)) <= 1e-12
 
 
-@pytest.mark.parametrize("case", MINE)
+@pytest.mark.parametrize("case", COVERED)
 def test_the_old_form_of_a_config_is_the_same_model(make_tiny: MakeTiny, case: str, tmp_path: Path) -> None:
     made = make_tiny(case)
     folder = tmp_path / "old"
@@ -75,7 +76,7 @@ def test_fused_experts_are_the_same_model(make_tiny: MakeTiny, case: str, tmp_pa
         assert np.array_equal(fused.read(name), single.read(name)), name
 
 
-@pytest.mark.parametrize("case", MINE)
+@pytest.mark.parametrize("case", COVERED)
 def test_configs_are_what_transformers_reads(make_tiny: MakeTiny, case: str, tmp_path: Path) -> None:
     made = make_tiny(case)
     arch = for_arch(made.checkpoint.arch)

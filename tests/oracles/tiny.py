@@ -138,9 +138,7 @@ def _qwen3_biases(wide: bool) -> PreTrainedConfig:
 
 def _qwen3moe(wide: bool, *, normalised: bool = True) -> PreTrainedConfig:
     experts = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 256 if wide else 64}
-    return Qwen3MoeConfig(
-        **sizes(wide), **rope(1e6), **experts, norm_topk_prob=normalised, tie_word_embeddings=False
-    )
+    return Qwen3MoeConfig(**sizes(wide), **rope(1e6), **experts, norm_topk_prob=normalised, tie_word_embeddings=False)
 
 
 def _qwen3moe_unnormalised(wide: bool) -> PreTrainedConfig:

@@ -122,6 +122,7 @@ def _gemma4_unified(wide: bool) -> PreTrainedConfig:
     text = _gemma4_text(wide, **K_EQ_V)
     for key in ("hidden_size_per_layer_input", "vocab_size_per_layer_input"):
         del text[key]
+    text["moe_intermediate_size"] = None  # the class has no such key; llama.cpp's converter insists on it
     return Gemma4UnifiedConfig(
         text_config=Gemma4UnifiedTextConfig(**text).to_dict(), vision_config=None, audio_config=None
     )

@@ -13,7 +13,8 @@ from diffharness import taps
 from diffharness.errors import ArtifactFileError, FixtureError, SettingsError
 from diffharness.reference import runner
 from diffharness.reference.model import State
-from diffharness.reference.runner import Reference, SourceWeights
+from diffharness.reference.runner import Reference
+from diffharness.reference.weights import SourceWeights
 from tests.reference.random_source import LLAMA, QWEN3MOE, RandomSource
 
 N_LAYER, N_EMBD, N_VOCAB = 3, 24, 40

@@ -75,9 +75,11 @@ def hostile() -> RunRecord:
     text = EVIL * 40
     leg = {"status": "fail", "reason": text, "logits": stats(float("inf"))}
     taps = [tap(f"blk.{il}.{EVIL}", float("nan") if il == 3 else 0.1 * il, ok=False) for il in range(100)]
+    where = Divergence(leg="graph", tap=EVIL, layer=3, token=900, position=388, nmse=float("inf"), nmse_local=0.4)
+    tensor = TensorRow(name=EVIL, type=EVIL, klass=EVIL, error=0.5, control=1e-3, limit=4e-3, cos=0.7, damaged=True)
     return RunRecord(
         verdict=Verdict(primary="engine.graph", all=["engine.graph", "tokens"], summary=text, next_step=text),
-        first_divergence=Divergence(leg="graph", tap=EVIL, layer=3, token=900, position=388, nmse=float("inf"), nmse_local=0.4),
+        first_divergence=where,
         legs=Legs(
             graph=GraphLeg(
                 **leg,
@@ -94,23 +96,28 @@ def hostile() -> RunRecord:
                 pattern=text,
                 taps=[tap(EVIL, 0.2)],
                 metadata=[MetadataRow(key=EVIL, artifact=text, checkpoint=[EVIL], used=True, repaired_ppl=4.8)],
-                tensors=[
-                    TensorRow(name=EVIL, type=EVIL, klass=EVIL, error=0.5, control=1e-3, limit=4e-3, cos=0.7, damaged=True)
-                    for _ in range(300)
-                ],
+                tensors=[tensor] * 300,
             ),
         ),
         scores=Scores(
-            reference={"artifact": Score(ppl=float("inf"), nll=99), "checkpoint": Score(ppl=4.7, nll=1.5), EVIL: Score(ppl=1, nll=0)},
+            reference={
+                "artifact": Score(ppl=float("inf"), nll=99),
+                "checkpoint": Score(ppl=4.7, nll=1.5),
+                EVIL: Score(ppl=1, nll=0),
+            },
             engine={"native": Score(ppl=float("nan"), nll=1), "strict": Score(ppl=5, nll=1)},
         ),
         findings=[Finding(kind=kind, leg="graph", message=text) for kind in [None, "engine.graph", "tokens"] * 20],
         subject=Subject(
-            artifact=ArtifactSubject(path=text, arch=EVIL, name=EVIL, types={f"{EVIL}{i}": i for i in range(30)}, n_bytes=1 << 40),
+            artifact=ArtifactSubject(
+                path=text, arch=EVIL, name=EVIL, types={f"{EVIL}{i}": i for i in range(30)}, n_bytes=1 << 40
+            ),
             checkpoint=CheckpointSubject(path=text, model_type=EVIL, types={"BF16": 3}),
             fixture=FixtureSubject(name=text, n_tokens=1, n_scored=1, chunk=512, sha256="ab" * 32),
-            engine=EngineSubject(version=EVIL, commit=EVIL, settings={EVIL: EVIL}, overrides=[EVIL] * 9, system_info=text),
+            engine=EngineSubject(
+                version=EVIL, commit=EVIL, settings={EVIL: EVIL}, overrides=[EVIL] * 9, system_info=text
+            ),
             machine={"cpu": EVIL, "nested": {"a": EVIL}},
         ),
         repro=text,
-    )  # fmt: skip
+    )

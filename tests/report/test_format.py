@@ -20,7 +20,7 @@ from diffharness.report._format import clean, cosine, decimals, percent, scienti
         (decimals(16.03125), "16.0312"),
         (decimals(float("inf")), "inf"),
         (cosine(0.97123), "0.9712"),
-        (cosine(0.99999994), "0.99999994"),
+        (cosine(0.99999994), "0.999999"),
         (cosine(1.0), "1.0000"),
         (percent(1.0), "100.00%"),
         (percent(0.99999), "99.99%"),

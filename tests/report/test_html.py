@@ -27,7 +27,7 @@ class Page(HTMLParser):
 
 
 def test_a_plain_run_is_whole(plain: RunRecord) -> None:
-    text = html.render(plain)
+    text = html.to_html(plain)
     page = Page(text)
     assert page.open == [] and "table" in page.tags
     for part in ("agree", "4.1e-13", "blk.0.attn_q", "diffharness run m.gguf --tokens 512", "16.0312"):
@@ -35,7 +35,7 @@ def test_a_plain_run_is_whole(plain: RunRecord) -> None:
 
 
 def test_hostile_strings_stay_text(hostile: RunRecord) -> None:
-    text = html.render(hostile)
+    text = html.to_html(hostile)
     page = Page(text)
     assert page.open == []
     assert "script" not in page.tags and not page.attributes & {"src", "href", "onerror", "onload"}

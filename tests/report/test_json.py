@@ -6,6 +6,6 @@ from diffharness.report import markdown
 
 
 def test_what_is_written_reads_back_and_renders_the_same(hostile: RunRecord) -> None:
-    text = json_report.render(hostile)
+    text = json_report.to_json(hostile)
     assert text.endswith("}\n")
-    assert markdown.render(parse_record(text)) == markdown.render(hostile)
+    assert markdown.to_markdown(parse_record(text)) == markdown.to_markdown(hostile)

@@ -12,13 +12,13 @@ from diffharness.report._format import clean
 
 
 def test_a_plain_run_says_everything(plain: RunRecord) -> None:
-    text = markdown.render(plain)
+    text = markdown.to_markdown(plain)
     assert text.startswith("### diffharness: agree\n")
     for part in (
         "| graph | pass | 4.1e-13 | 5.0e-09 | 2.0e-08 | 99.60% |",
         "| kernel | not run | 1.4e-04 |",
         "reference on artifact 16.0312, engine, strict 16.0312",
-        "10 worst taps of 20",
+        "10 worst of 20 taps",
         "| blk.19.attn_q | 6.0e-11 | 2.0e-11 | 1.0e-08 |",
         "m.gguf · llama · 134.5M parameters",
         "Reproduce: `diffharness run m.gguf --tokens 512`",
@@ -29,7 +29,7 @@ def test_a_plain_run_says_everything(plain: RunRecord) -> None:
 
 
 def test_the_worst_case_fits_an_issue_with_all_its_parts(hostile: RunRecord) -> None:
-    lines = markdown.render(hostile).splitlines()
+    lines = markdown.to_markdown(hostile).splitlines()
     assert len(lines) <= markdown.MAX_LINES
     text = "\n".join(lines)
     for part in (
@@ -47,7 +47,7 @@ def test_the_worst_case_fits_an_issue_with_all_its_parts(hostile: RunRecord) -> 
 
 
 def test_hostile_strings_cannot_become_markup(hostile: RunRecord) -> None:
-    text = markdown.render(hostile)
+    text = markdown.to_markdown(hostile)
     outside_code = re.sub(r"(`+)[^`].*?[^`]\1(?!`)", "", text.split("Next: ")[0])
     assert "\x1b" not in text and "\u202e" not in text
     assert "<script>" not in outside_code.replace("\\<script\\>", "")
@@ -74,7 +74,7 @@ def test_any_summary_stays_one_line(text: str) -> None:
         verdict=Verdict(primary="inconclusive", all=["inconclusive"], summary=text),
         subject=Subject(artifact=ArtifactSubject(path=text)),
     )
-    assert len(markdown.render(record).splitlines()) == len(markdown.render(record).split("\n")) - 1 <= 20
+    assert len(markdown.to_markdown(record).splitlines()) == len(markdown.to_markdown(record).split("\n")) - 1 <= 20
 
 
 def test_names_with_underscores_stay_readable() -> None:
@@ -84,12 +84,12 @@ def test_names_with_underscores_stay_readable() -> None:
 def test_an_artifact_leg_alone_shows_its_taps_against_the_control(hostile: RunRecord) -> None:
     hostile.legs.graph.taps = []
     hostile.legs.artifact.taps[0].nmse_control = 1e-3
-    text = markdown.render(hostile)
-    assert "artifact leg, artifact against checkpoint" in text and "control NMSE" in text and "1.0e-03" in text
+    text = markdown.to_markdown(hostile)
+    assert "artifact and control, from the checkpoint" in text and "| control |" in text and "1.0e-03" in text
 
 
 @pytest.mark.parametrize("field", ["scores", "findings", "first_divergence", "repro"])
 def test_what_is_absent_leaves_no_empty_part(plain: RunRecord, field: str) -> None:
     empty = plain.model_copy(update={field: type(plain).model_fields[field].get_default()})
-    text = markdown.render(empty)
+    text = markdown.to_markdown(empty)
     assert "\n\n\n" not in text and not text.endswith("\n\n")

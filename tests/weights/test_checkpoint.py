@@ -172,6 +172,23 @@ def test_another_size(folder: Path) -> None:
     assert_refused(folder, r"mlp\.\w+_proj\.weight has shape")
 
 
+@pytest.mark.parametrize("value", ["x", -1, 0, 1e300, float("nan"), [], {}, True, [1, 2], {"a": 1}, 10**30])
+@pytest.mark.parametrize("config", [LLAMA_CONFIG, MIXTRAL_CONFIG], ids=["llama", "mixtral"])
+def test_hostile_configs_are_checkpoint_errors(tmp_path: Path, config: dict[str, Any], value: object) -> None:
+    write_checkpoint(tmp_path, random_source(config))
+    whole = json.loads((tmp_path / "config.json").read_text())
+    sizes = [k for k, v in whole.items() if isinstance(v, int) and not isinstance(v, bool)]
+    assert len(sizes) >= 8
+    for key in sizes:
+        (tmp_path / "config.json").write_text(json.dumps({**whole, key: value}))
+        try:
+            checkpoint = Checkpoint(tmp_path)
+        except CheckpointError as error:
+            assert error.message
+        else:  # a value that no shape depends on
+            assert set(checkpoint.tensors) and key not in ("vocab_size", "hidden_size", "intermediate_size")
+
+
 def test_more_layers_than_there_are_tensors(folder: Path) -> None:
     edit(folder, {"num_hidden_layers": 3})
     assert_refused(folder, r"9 tensors of a llama model are missing: model\.layers\.2")

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from diffharness.errors import ArtifactFileError
 from diffharness.weights.gguf_file import GgufFile, open_gguf
 from diffharness.weights.gguf_header import parse_header
-from diffharness.weights.gguf_write import RawTensor, encode_value, write_tensors
+from diffharness.weights.gguf_values import encode_value
+from diffharness.weights.gguf_write import RawTensor, write_tensors
 from tests.weights.tiny import write_tiny
 
 

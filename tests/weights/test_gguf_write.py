@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from diffharness.errors import OutputError
 from diffharness.weights import gguf_write
 from diffharness.weights.gguf_file import GgufFile, open_gguf
+from diffharness.weights.gguf_values import encode_value
 from diffharness.weights.gguf_write import (
     RawTensor,
     encode_floats,
-    encode_value,
     rewrite_gguf,
     write_gguf,
     write_tensors,

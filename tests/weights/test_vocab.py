@@ -12,7 +12,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.gguf_write import encode_value, write_tensors
+from diffharness.weights.gguf_values import encode_value
+from diffharness.weights.gguf_write import write_tensors
 from diffharness.weights.vocab import _PRE, read_vocabulary, tokenizer_metadata
 
 TEXT = (

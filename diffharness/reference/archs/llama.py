@@ -44,13 +44,13 @@ class Llama:
         """Read GGUF keys; ArtifactFileError names a key that is missing or senseless."""
         hp = HyperParameters(metadata)
         n_layer = hp.count("block_count")
-        n_head = hp.integers("attention.head_count", n_layer)
-        head_dim = hp.integer("attention.key_length", hp.count("embedding_length") // max(1, n_head[0]))
+        n_head, n_head_kv = hp.heads(n_layer)
+        head_dim = hp.integer("attention.key_length", hp.count("embedding_length") // n_head[0])
         n_expert = hp.integer("expert_count", 0)
         return cls(
             n_layer=n_layer,
             n_head=n_head,
-            n_head_kv=hp.integers("attention.head_count_kv", n_layer, n_head[0]),
+            n_head_kv=n_head_kv,
             head_dim=head_dim,
             eps=hp.number("attention.layer_norm_rms_epsilon"),
             n_rot=hp.integer("rope.dimension_count", head_dim),

@@ -18,6 +18,10 @@ from diffharness.errors import ArtifactFileError, CheckpointError
 from diffharness.weights.names._map import PLAIN, Config, Layout, TensorRule
 from diffharness.weights.source import Float32Array, Metadata
 
+_LARGEST = (1 << 31) - 1
+_MOST_LAYERS = 4096
+_MOST_EXPERTS = 65536
+
 TIED_HEAD = "diffharness.tied_head"  # bool: the output head is the embedding
 LLAMA3_ROPE = "diffharness.rope.llama3"  # [factor, low_freq_factor, high_freq_factor, original context]
 
@@ -204,42 +208,65 @@ class Keys:
         value = self.metadata.get(f"{self.metadata['general.architecture']}.{name}")
         return default if value is None else value
 
-    def by_layer(self, name: str, default: Any = None) -> list[Any]:
-        """One value per layer, also where the metadata state one for all."""
-        value = self.get(name, default) if default is not None else self[name]
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number of reasonable size: rules list tensors by the thousand, not by the billion."""
+        value = self[name] if default is None else self.get(name, default)
+        return self._whole(name, value)
+
+    def by_layer(self, name: str, default: int | None = None) -> list[int]:
+        """One whole number (or truth value) per layer, also where the metadata state one for all."""
+        value = self[name] if default is None else self.get(name, default)
         values = list(value) if isinstance(value, (list, tuple)) else [value] * self.n_layer
         if len(values) < self.n_layer:
             raise ArtifactFileError(f"metadata key `{name}`: expected {self.n_layer} values, found {len(values)}")
-        return values
+        return [self._whole(name, value) for value in values]
+
+    def _whole(self, name: str, value: Any) -> int:
+        if not isinstance(value, int) or not 0 <= value <= _LARGEST:
+            found = repr(value)[:40]
+            raise ArtifactFileError(f"metadata key `{name}`: expected a whole number up to {_LARGEST}, found {found}")
+        return int(value)
 
     @property
     def n_layer(self) -> int:
-        return int(self["block_count"])
+        n_layer = self.integer("block_count")
+        if n_layer > _MOST_LAYERS:
+            raise ArtifactFileError(f"metadata key `block_count`: expected at most {_MOST_LAYERS}, found {n_layer}")
+        return n_layer
+
+    @property
+    def n_expert(self) -> int:
+        n_expert = self.integer("expert_count", 0)
+        if n_expert > _MOST_EXPERTS:
+            raise ArtifactFileError(f"metadata key `expert_count`: expected at most {_MOST_EXPERTS}, found {n_expert}")
+        return n_expert
 
     @property
     def n_embd(self) -> int:
-        return int(self["embedding_length"])
+        return self.integer("embedding_length")
 
     @property
     def n_head(self) -> int:
-        return int(self["attention.head_count"])
+        return self.integer("attention.head_count")
 
     @property
     def n_head_kv(self) -> int:
-        return int(self.get("attention.head_count_kv", self.n_head))
+        return self.integer("attention.head_count_kv", self.n_head)
 
     @property
     def head_dim(self) -> int:
-        return int(self.get("attention.key_length", self.n_embd // max(1, self.n_head)))
+        """`attention.key_length`, or width / heads (of the first layer, where layers differ)."""
+        if self.get("attention.key_length") is not None:
+            return self.integer("attention.key_length")
+        return self.n_embd // max(1, self.by_layer("attention.head_count")[0] if self.n_layer else 1)
 
     @property
     def n_vocab(self) -> int:
         """`vocab_size`, or the length of the tokenizer's list where the file has only that."""
-        size = self.get("vocab_size")
         tokens = self.metadata.get("tokenizer.ggml.tokens")
-        if size is None and tokens is None:
-            return int(self["vocab_size"])  # raises
-        return int(size) if size is not None else len(tokens or ())
+        if self.get("vocab_size") is None and isinstance(tokens, (list, tuple)):
+            return len(tokens)
+        return self.integer("vocab_size")
 
 
 # -- tensors --------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def sliding_config(metadata: Metadata, arch: str) -> dict[str, Any]:
     window = keys.get("attention.sliding_window", 0)
     if not window:
         return {"use_sliding_window": False, "sliding_window": None}
-    slides = keys.by_layer("attention.sliding_window_pattern", True)
+    slides = keys.by_layer("attention.sliding_window_pattern", 1)
     return {
         "use_sliding_window": True,
         "sliding_window": window,

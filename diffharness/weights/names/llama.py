@@ -44,7 +44,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
     keys = Keys(metadata)
     out = decoder_config(metadata, "llama")
     window = keys.get("attention.sliding_window", 0)
-    if n_expert := keys.get("expert_count", 0):
+    if n_expert := keys.n_expert:
         out |= {"num_local_experts": n_expert, "num_experts_per_tok": keys["expert_used_count"]}
         out |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "sliding_window": window or None}
     elif window:
@@ -59,8 +59,8 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     n_embd, size, n_ff = keys.n_embd, keys.head_dim, keys.by_layer("feed_forward_length")
     n_head = keys.by_layer("attention.head_count")
     n_head_kv = keys.by_layer("attention.head_count_kv", n_head[0])
-    n_expert = int(keys.get("expert_count", 0))
-    out = [*embedding_rules(metadata), rope_freqs_rule(metadata, int(keys.get("rope.dimension_count", size)))]
+    n_expert = keys.n_expert
+    out = [*embedding_rules(metadata), rope_freqs_rule(metadata, keys.integer("rope.dimension_count", size))]
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
         q, kv = n_head[il] * size, n_head_kv[il] * size

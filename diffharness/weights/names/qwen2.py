@@ -30,7 +30,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
 
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
-    n_embd, n_ff = keys.n_embd, int(keys["feed_forward_length"])
+    n_embd, n_ff = keys.n_embd, keys.integer("feed_forward_length")
     q, kv = keys.n_head * keys.head_dim, keys.n_head_kv * keys.head_dim
     out = embedding_rules(metadata)
     for il in range(keys.n_layer):

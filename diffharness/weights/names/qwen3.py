@@ -50,7 +50,7 @@ def attention_rules(metadata: Metadata, il: int) -> list[TensorRule]:
 
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
-    n_embd, n_ff = keys.n_embd, int(keys["feed_forward_length"])
+    n_embd, n_ff = keys.n_embd, keys.integer("feed_forward_length")
     out = embedding_rules(metadata)
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"model.layers.{il}."

@@ -58,7 +58,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
     names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-    sizes = {"n_expert": int(keys["expert_count"]), "n_ff": _expert_ff(keys), "n_embd": keys.n_embd}
+    sizes = {"n_expert": keys.n_expert, "n_ff": _expert_ff(keys), "n_embd": keys.n_embd}
     out = embedding_rules(metadata)
     for il in range(keys.n_layer):
         mlp = f"model.layers.{il}.mlp."
@@ -68,7 +68,8 @@ def rules(metadata: Metadata) -> list[TensorRule]:
 
 def _expert_ff(keys: Keys) -> int:
     """Width of one expert; old files state only the dense width divided among the experts used."""
-    return int(keys.get("expert_feed_forward_length") or keys["feed_forward_length"] // keys["expert_used_count"])
+    stated = keys.integer("expert_feed_forward_length", 0)
+    return stated or keys.integer("feed_forward_length") // max(1, keys.integer("expert_used_count"))
 
 
 MAP = ArchMap(

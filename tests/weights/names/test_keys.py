@@ -24,6 +24,7 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 100,
     "tie_word_embeddings": True,
 }
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 
 
@@ -61,12 +62,9 @@ def test_kv_heads_default_to_heads_and_a_stated_head_size_is_written() -> None:
     ("old", "new"),
     [
         ({"rope_theta": 5e5}, {"rope_type": "default"}),
-        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4}}, {"rope_type": "linear", "factor": 4.0}),
         ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, {"rope_type": "llama3", **LLAMA3}),
-        (
-            {"rope_theta": 5e5, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
-            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
-        ),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "yarn", **YARN}}, {"rope_type": "yarn", **YARN}),
     ],
     ids=["default", "linear", "llama3", "yarn"],
 )
@@ -192,3 +190,22 @@ def test_config_with_what_only_tensors_tell() -> None:
     assert (config["tie_word_embeddings"], config["attention_bias"], config["mlp_bias"]) == (False, True, True)
     plain = names.config_of_tensors(CONFIG, ["token_embd.weight"])
     assert plain["tie_word_embeddings"] is True and "attention_bias" not in plain
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", 1 << 31),
+        ("block_count", 5000),
+        ("block_count", "two"),
+        ("embedding_length", -1),
+        ("embedding_length", [64, 64]),
+        ("feed_forward_length", [96]),
+        ("attention.head_count", None),
+        ("expert_count", 1 << 20),
+    ],
+)
+def test_hostile_sizes_are_refused_before_anything_is_made_of_them(key: str, value: Any) -> None:
+    found = metadata() | {f"llama.{key}": value}
+    with pytest.raises(ArtifactFileError, match=key):
+        names.for_arch("llama").rules(found)
