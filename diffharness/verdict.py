@@ -70,13 +70,13 @@ def decide(
             primary=primary,
             all=guilty,
             summary=_sentence(lead.message) + also,
-            next_step=lead.next_step or _next_step(legs, model, guilty),
+            next_step=lead.next_step,
         )
     status = {name: legs.get(name).status for name in LEG_NAMES}
     unexplained = "fail" in status.values()  # a failing leg has a finding; if not, nothing is certain
     if "inconclusive" in kinds or unexplained or not any(status[name] == "pass" for name in needs):
         return _inconclusive(legs, findings, model, needs)
-    return Verdict(primary="agree", all=["agree"], summary=_agreement(legs), next_step=_next_step(legs, model, guilty))
+    return Verdict(primary="agree", all=["agree"], summary=_agreement(legs), next_step=_next_step(legs, model))
 
 
 def exit_code(verdict: Verdict, findings: Sequence[Finding] = ()) -> int:
@@ -111,7 +111,7 @@ def _inconclusive(legs: Legs, findings: Sequence[Finding], model: str, needs: Co
         summary = _sentence(leading.message)
     else:
         summary = _sentence("nothing decisive was compared" + (f" ({'; '.join(missing)})" if missing else ""))
-    step = (leading.next_step if leading else None) or _next_step(legs, model, []) or "diffharness doctor"
+    step = (leading.next_step if leading else None) or _next_step(legs, model) or "diffharness doctor"
     return Verdict(primary="inconclusive", all=["inconclusive"], summary=summary, next_step=step)
 
 
@@ -124,10 +124,9 @@ def _agreement(legs: Legs) -> str:
     return _sentence(text + (f"; not compared: {', '.join(absent)}" if absent else ""))
 
 
-def _next_step(legs: Legs, model: str, guilty: Sequence[VerdictKind]) -> str | None:
-    """The command that would tell more: what is missing most is a checkpoint."""
-    accused = any(kind.startswith("artifact.") for kind in guilty)
-    if legs.artifact.status == "not_run" and not legs.artifact.tensors and not accused:
+def _next_step(legs: Legs, model: str) -> str | None:
+    """The command that would tell more where nobody is guilty: what is missing most is a checkpoint."""
+    if legs.artifact.status == "not_run" and not legs.artifact.tensors:
         return f"diffharness run {shlex.quote(model)} --checkpoint DIR"
     return None
 

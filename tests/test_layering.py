@@ -44,7 +44,7 @@ UNREACHABLE: dict[str, frozenset[str]] = {
 # What runs inside the engine worker, under interpreters that have only numpy and llama_cpp.
 WORKER = frozenset({
     "__init__", "errors", "taps", "captures",
-    "engine", "engine.worker", "engine.capture", "engine.bindings", "engine.nodes",
+    "engine", "engine.worker", "engine.session", "engine.capture", "engine.bindings", "engine.nodes",
 })  # fmt: skip
 WORKER_OUTSIDE = frozenset({"numpy", "llama_cpp"})
 

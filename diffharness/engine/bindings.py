@@ -79,6 +79,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_mul_mat": (_P, [_P, _P, _P]),
 }
 
+# Types whose numbers (ggml.h; they never change) the bindings leave out.
+_UNNAMED_TYPES = {"BF16": 30, "TQ1_0": 34, "TQ2_0": 35}
 _FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 
@@ -142,8 +144,9 @@ class Ggml:
 
     def type_id(self, name: str, llama: Any) -> int:
         """The id of a type by its name; EngineError if bindings and library do not agree on one."""
-        type_id = getattr(llama, f"GGML_TYPE_{name.upper()}", None)
-        if type_id is None or self.type_name(type_id) != name.upper():
+        name = name.upper()
+        type_id = getattr(llama, f"GGML_TYPE_{name}", _UNNAMED_TYPES.get(name))
+        if type_id is None or self.type_name(type_id) != name:
             raise EngineError(f"this llama.cpp has no tensor type {name}")
         return int(type_id)
 

@@ -27,7 +27,9 @@ ANY = "*"  # any op
 
 def _projection(tap: str, tensor: str) -> dict[Key, Taps]:
     """A matrix product with the scale and the bias that may follow it."""
-    return {("MUL_MAT", f"{tensor}.weight"): (tap,), ("MUL", f"{tensor}.scale"): (tap,), ("ADD", f"{tensor}.bias"): (tap,)}
+    return dict.fromkeys(
+        (("MUL_MAT", f"{tensor}.weight"), ("MUL", f"{tensor}.scale"), ("ADD", f"{tensor}.bias")), (tap,)
+    )
 
 
 def _norm(tap: str, tensor: str) -> dict[Key, Taps]:

@@ -73,7 +73,7 @@ class EngineCrash(EngineError):
         self.signal_name = signal_name
         self.engine_exit_code = exit_code
         self.last_words = list(last_words)
-        # `node` and `op`; of a traced run also types and shapes, of another the `first` node of the range that was begun
+        # `node` and `op`; of a traced run also types and shapes, of another the `first` of the nodes that were begun
         self.node = dict(node or {})
         self.phase = phase
 

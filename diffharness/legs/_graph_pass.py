@@ -2,7 +2,7 @@
 
 Floors (`configs/tolerances.yaml`): `graph.local` for a tap over all tokens, `graph.local_token` for
 any one token of it, `graph.logits` for the logits end to end. `graph.local.<tap>` and
-`graph.local_token.<tap>` override the first two for one tap of the layers.
+`graph.local_token.<tap>` override the first two for one tap, named without its layer.
 """
 
 from __future__ import annotations

@@ -54,11 +54,14 @@ def describe_layers(layers: Collection[int], kinds: Sequence[str]) -> str:
 def describe_positions(first: int, length: int, landmarks: Mapping[str, int]) -> str:
     """Where in a chunk of `length` tokens a fault begins, and the landmark it begins at, where one is near.
 
+    That a fault spares position 0 alone is the mark of a wrong rotation, which turns it by nothing.
     `landmarks` are positions that mean something: the window, n_ubatch. A small effect may only leave
     the floor some tokens later, so that a landmark counts for the quarter of its length that follows.
     """
     if first <= 0:
         return "from the first position on"
+    if first == 1:
+        return "at every position but the first"
     for name, at in sorted(landmarks.items(), key=lambda item: -item[1]):
         if 0 < at <= first < at + max(2, at // 4):
             where = name if at == first else f"past {name}, {at}"

@@ -128,8 +128,9 @@ def taps(rows: Sequence[TapRow], title: str, *, graph: bool) -> Table:
 
 
 def findings(record: RunRecord, most: int | None = None) -> list[str]:
-    """Guilty findings first; the last line says how many were left out."""
-    ordered = sorted(record.findings, key=lambda finding: finding.kind is None)
+    """Guilty findings first, without the one that the verdict's summary tells; the last line counts those left out."""
+    told = next((finding for finding in record.findings if finding.kind == record.verdict.primary), None)
+    ordered = sorted((f for f in record.findings if f is not told), key=lambda finding: finding.kind is None)
     shown = ordered if most is None or len(ordered) <= most else ordered[: most - 1]
     lines = [_finding(finding) for finding in shown]
     if len(shown) < len(ordered):

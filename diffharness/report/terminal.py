@@ -29,9 +29,11 @@ def report(record: RunRecord) -> RenderableType:
     scores = _content.scores(record)
     if scores:
         parts += [Text(), Text("Perplexity", style="bold"), _pairs(scores)]
-    for text in (_content.divergence(record), _content.affected(record)):
-        if text:
-            parts += [Text(), Text(text[0].upper() + text[1:])]
+    divergence, affected = _content.divergence(record), _content.affected(record)
+    if divergence:
+        parts += [Text(), Text(divergence[0].upper() + divergence[1:])]
+    if affected:
+        parts += [Text(), Text(f"Affected: {affected}")]
     taps = _content.worst_taps(record)
     if taps is not None:
         parts += [Text(), _table(taps)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -74,14 +73,12 @@ def test_help_of_every_command(name: str) -> None:
     assert "Usage" in result.output
 
 
-def test_version_answers_at_once() -> None:
-    begin = time.monotonic()
+def test_version_imports_nothing_heavy() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "diffharness", "--version"],
         capture_output=True, text=True, cwd=ROOT, timeout=60,
     )  # fmt: skip
     assert done.stdout == f"diffharness {__version__}\n"
-    assert time.monotonic() - begin < 5
     heavy = {"torch", "llama_cpp", "transformers"}
     loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert not heavy & loaded, f"--version imports {heavy & loaded}"

@@ -85,7 +85,7 @@ EXPLAINED = (
     Explained("gemma2.rope.freq_base", "the engine's default, which the converter leaves out", theirs=ABSENT),
     Explained(
         "*.attention.scale",
-        "query_pre_attn_scalar other than the head size: the engine's graph knows only its released sizes, the model all",
+        "query_pre_attn_scalar other than the head size: the engine's graph knows only the released models'",
         arch="gemma[23]",
         theirs=ABSENT,
     ),
@@ -162,7 +162,7 @@ def converted(module: Any, case: str, folder: Path) -> Pair:
 
 
 def stand_in_tokenizer(checkpoint: Path) -> None:
-    """A tokenizer.json with a vocabulary of the model's size: by it the converter cuts the embedding of Gemma 3 and 4."""
+    """A tokenizer.json with a vocabulary of the model's size: the converter cuts Gemma's embedding by it."""
     config = json.loads((checkpoint / "config.json").read_text())
     n_vocab = config.get("text_config", config)["vocab_size"]
     tokenizer = {"model": {"vocab": {f"<{i}>": i for i in range(n_vocab)}}, "added_tokens": []}

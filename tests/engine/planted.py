@@ -42,12 +42,12 @@ def act():
 
 
 def patch(worker):
-    run, ask = worker.Worker.run, worker.NodeReader._ask
+    run, ask = worker.run, worker.NodeReader._ask
     job = {{}}
 
-    def patched_run(self, given):
+    def patched_run(session, given):
         job.update(given)
-        return run(self, given)
+        return run(session, given)
 
     def patched_ask(self, address):
         wanted = ask(self, address)
@@ -57,7 +57,7 @@ def patch(worker):
                 act()
         return wanted
 
-    worker.Worker.run, worker.NodeReader._ask = patched_run, patched_ask
+    worker.run, worker.NodeReader._ask = patched_run, patched_ask
 
 
 class Finder(importlib.abc.MetaPathFinder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -86,20 +87,18 @@ def test_notes_name_the_range_or_in_a_trace_the_node(tmp_path: Path, beat: int) 
 
 def test_exceptions_are_kept_and_stop_the_graph(tmp_path: Path, beat: int) -> None:
     nodes = graph(9)  # more rows than the capture has
-    with CaptureWriter(tmp_path / "c", 5) as writer:
-        reader = NodeReader(FakeGgml(nodes), table_for("qwen2"), writer, None, Heartbeat(beat))  # type: ignore[arg-type]
-        assert compute(reader, nodes) == ["embd GET_ROWS"]
-        assert isinstance(reader.error, ValueError)
-        assert not reader.callback(3, True, None)
-    with CaptureWriter(tmp_path / "d", 5) as writer:
-        reader = NodeReader(FakeGgml(nodes), table_for("qwen2"), writer, None, Heartbeat(beat))  # type: ignore[arg-type]
-        compute(reader, nodes[1:])
-        assert isinstance(reader.error, EngineError) and "token embedding" in str(reader.error)
+    writer = CaptureWriter(tmp_path / "c", 5)
+    reader = NodeReader(FakeGgml(nodes), table_for("qwen2"), writer, None, Heartbeat(beat))  # type: ignore[arg-type]
+    assert compute(reader, nodes) == ["embd GET_ROWS"]
+    assert isinstance(reader.error, ValueError)
+    assert not reader.callback(3, True, None)
+    reader = NodeReader(FakeGgml(nodes), table_for("qwen2"), writer, None, Heartbeat(beat))  # type: ignore[arg-type]
+    compute(reader, nodes[1:])
+    assert isinstance(reader.error, EngineError) and "token embedding" in str(reader.error)
+    writer.discard()
 
 
 @pytest.mark.parametrize("raw", [b"", b"\0" * 4096, b"\xff" * 4096, b"\2\0\0\0[]", b"\5\0\0\0{\"ph"])
 def test_torn_notes_are_empty(beat: int, raw: bytes) -> None:
-    import os
-
     os.pwrite(beat, raw, 0)
     assert read_heartbeat(beat) == {}

@@ -82,7 +82,8 @@ def test_every_tap_of_the_table_is_a_known_tap() -> None:
 
 
 @pytest.mark.parametrize(
-    ("patterns", "wanted"), [(None, True), ([], False), (["blk.*.attn_q"], True), (["blk.1.*"], False), (["attn_q"], False)]
+    ("patterns", "wanted"),
+    [(None, True), ([], False), (["blk.*.attn_q"], True), (["blk.1.*"], False), (["attn_q"], False)],
 )
 def test_is_wanted(patterns: list[str] | None, wanted: bool) -> None:
     assert nodes.is_wanted("blk.0.attn_q", patterns) is wanted

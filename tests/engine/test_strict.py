@@ -19,7 +19,9 @@ def test_settings_keep_the_build_and_drop_the_noise(tmp_path: Path) -> None:
     assert (strict.type_k, strict.type_v, strict.flash_attn, strict.extra_bufts) == ("F32", "F32", "off", False)
 
 
-def test_strict_run_of_a_quantized_file(llama_gguf: Path, quick: EngineSettings, ids: list[int], tmp_path: Path) -> None:
+def test_strict_run_of_a_quantized_file(
+    llama_gguf: Path, quick: EngineSettings, ids: list[int], tmp_path: Path
+) -> None:
     quantized = Engine(quick).quantize(llama_gguf, tmp_path / "q.gguf", "Q8_0")
     artifact = open_gguf(quantized)
     strict = write_strict(artifact, artifact, tmp_path / "strict.gguf")

@@ -32,6 +32,7 @@ def test_describe_layers(layers, kinds, says) -> None:
     ("first", "says"),
     [
         (0, "from the first position on"),
+        (1, "at every position but the first"),
         (64, "only positions >= 64 (the window)"),
         (66, "only positions >= 66 (past the window, 64)"),
         (128, "only positions >= 128 (n_ubatch)"),
