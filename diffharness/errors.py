@@ -3,6 +3,7 @@
     DiffharnessError                       70
     ├── BadInputError                       2   unreadable or contradictory input, bad usage
     │   ├── ArtifactFileError               2   the GGUF (verdict `artifact.file`)
+    │   │   └── UnsupportedError            2   a GGUF that may be sound, but is beyond this tool: no verdict
     │   ├── CheckpointError                 2   the Hugging Face folder
     │   ├── FixtureError                    2   token ids, texts, scored positions
     │   ├── SettingsError                   2   YAML under configs/, overrides, engine settings
@@ -48,6 +49,13 @@ class ArtifactFileError(BadInputError):
         super().__init__(message, hint=hint)
         self.offset = offset
         self.tensor = tensor
+
+
+class UnsupportedError(ArtifactFileError):
+    """A GGUF that cannot be judged because it holds what this tool does not know, or cannot be opened at all.
+
+    The file may be sound, so it is never the verdict `artifact.file`.
+    """
 
 
 class CheckpointError(BadInputError):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from diffharness.cli._common import (
-    STDOUT,
     CheckpointOption,
     ConfigOption,
     DeviceOption,
@@ -34,6 +33,7 @@ from diffharness.cli._common import (
     result_console,
     write_text,
 )
+from diffharness.errors import ArtifactFileError
 
 if TYPE_CHECKING:
     from diffharness.records import RunRecord
@@ -75,6 +75,7 @@ def run(
 
     from diffharness.pipeline import RunRequest
     from diffharness.pipeline import run as run_all
+    from diffharness.report.terminal import print_record
     from diffharness.settings import load_engine, load_tolerances
     from diffharness.verdict import exit_code
 
@@ -100,6 +101,10 @@ def run(
         )
     )
     _report(record, out, json_file, markdown)
+    unreadable = next((f for f in record.findings if f.kind == "artifact.file" and f.leg is None), None)
+    if unreadable is not None:  # no leg ran, so there is no table: the message is all
+        raise ArtifactFileError(unreadable.message, hint=unreadable.evidence.get("hint"))
+    print_record(record, result_console(json_file, markdown))
     raise typer.Exit(exit_code(record.verdict, record.findings))
 
 
@@ -119,7 +124,6 @@ def _report(record: RunRecord, out: Path | None, json_file: Path | None, markdow
     from diffharness.report.html import to_html
     from diffharness.report.json import to_json
     from diffharness.report.markdown import to_markdown
-    from diffharness.report.terminal import print_record
 
     if out is not None:
         write_text(out / "run.json", to_json(record))
@@ -127,8 +131,6 @@ def _report(record: RunRecord, out: Path | None, json_file: Path | None, markdow
         write_text(out / "report.html", to_html(record))
     emit(json_file, to_json(record) if json_file else "")
     emit(markdown, to_markdown(record) if markdown else "")
-    if STDOUT not in (json_file, markdown):
-        print_record(record, result_console(json_file, markdown))
 
 
 def _command_line() -> str:

@@ -28,7 +28,7 @@ def period(layers: Collection[int], n_layer: int) -> tuple[int, list[int]] | Non
 
 
 def describe_layers(layers: Collection[int], kinds: Sequence[str]) -> str:
-    """`all 12 layers`, `only global layers (5, 11)`, `layers 0, 1 mod 6 (0, 1, 6, 7)`, `only layer 3`.
+    """`all 12 layers`, `only global layers (5, 11)`, `only layer 3 (sliding)`.
 
     `kinds[i]` is what the architecture calls layer i.
     """
@@ -38,6 +38,10 @@ def describe_layers(layers: Collection[int], kinds: Sequence[str]) -> str:
     listed = ranges(hit)
     if len(hit) == n_layer:
         return "all layers" if n_layer > 1 else "the only layer"
+    if len(hit) == 1:
+        layer = min(hit)
+        told = f" ({kinds[layer]})" if len(set(kinds)) > 1 and layer < n_layer else ""
+        return f"only layer {listed}{told}"
     if len(set(kinds)) > 1:
         touched = {kinds[layer] for layer in hit if layer < n_layer}
         if len(touched) == 1:
@@ -45,10 +49,10 @@ def describe_layers(layers: Collection[int], kinds: Sequence[str]) -> str:
             every = {layer for layer in range(n_layer) if kinds[layer] == kind}
             return f"only {kind} layers ({listed})" if hit == every else f"only {kind} layers, of them {listed}"
     repeating = period(hit, n_layer)
-    if repeating is not None and len(hit) > 1:
+    if repeating is not None:
         p, residues = repeating
         return f"only layers with number mod {p} in {{{', '.join(map(str, residues))}}} ({listed})"
-    return f"only layer{'s' if len(hit) > 1 else ''} {listed}"
+    return f"only layers {listed}"
 
 
 def describe_positions(first: int, length: int, landmarks: Mapping[str, int]) -> str:

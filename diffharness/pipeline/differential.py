@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffharness import __version__, verdict
 from diffharness.engine.runner import EngineRun
-from diffharness.errors import ArtifactFileError
+from diffharness.errors import ArtifactFileError, UnsupportedError
 from diffharness.fixture import Fixture
 from diffharness.legs import artifact as artifact_leg
 from diffharness.legs import graph as graph_leg
@@ -58,6 +58,8 @@ def run(request: RunRequest) -> RunRecord:
                 inputs = open_inputs(
                     request.model, request.checkpoint, request.fixture, request.n_tokens, request.engine
                 )
+        except UnsupportedError:
+            raise
         except ArtifactFileError as error:
             return _unreadable(request, error)
         with _folder(request.out) as folder:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffharness import fixture as fixtures
 from diffharness.engine.runner import Engine
-from diffharness.errors import CheckpointError, FixtureError
+from diffharness.errors import CheckpointError, FixtureError, UnsupportedError
 from diffharness.fixture import Fixture
 from diffharness.legs import tokens as tokens_leg
 from diffharness.legs.tokens import TokensOutcome
@@ -23,10 +23,9 @@ DEFAULT_TOKENS = 512
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a run reads. `extra` names tensors of the artifact that its architecture does not have."""
+    """Everything that a run reads."""
 
     artifact: GgufFile
-    extra: list[str]
     checkpoint: Checkpoint | None
     fixture: Fixture
     tokens: TokensOutcome
@@ -37,10 +36,18 @@ class Inputs:
         return int(value) if isinstance(value, int) else None
 
 
-def open_artifact(path: Path) -> tuple[GgufFile, list[str]]:
-    """The GGUF with every tensor that its architecture calls for, and the names of those that it does not."""
+def open_artifact(path: Path) -> GgufFile:
+    """The GGUF, with every tensor that its architecture calls for and no other."""
     artifact = open_gguf(path)
-    return artifact, check_model(artifact)
+    extra = check_model(artifact)
+    if extra:
+        raise UnsupportedError(
+            f"{artifact.label} holds {len(extra)} tensors that a {artifact.arch} model does not have: "
+            + ", ".join(extra[:5]),
+            hint="the reference would leave them out, and so compute another model than the file says",
+            tensor=extra[0],
+        )
+    return artifact
 
 
 def open_checkpoint(folder: Path, artifact: GgufFile) -> Checkpoint:
@@ -120,10 +127,10 @@ def open_inputs(
     model: Path, checkpoint: Path | None, fixture: str | None, n_tokens: int | None, engine: EngineSettings
 ) -> Inputs:
     """All of a run's inputs; each kind of unfit input is an error of its own."""
-    artifact, extra = open_artifact(model)
+    artifact = open_artifact(model)
     source = open_checkpoint(checkpoint, artifact) if checkpoint is not None else None
     chosen, outcome = choose_fixture(artifact, source, fixture, n_tokens, engine)
-    inputs = Inputs(artifact, extra, source, chosen, outcome)
+    inputs = Inputs(artifact, source, chosen, outcome)
     if inputs.n_ctx_train is not None:
         chosen.check_context(inputs.n_ctx_train)
     return inputs

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffharness.errors import ArtifactFileError
+from diffharness.errors import ArtifactFileError, UnsupportedError
 from diffharness.weights import names
 from diffharness.weights.checkpoint import MALFORMED
 from diffharness.weights.dequant import BLOCKS, SCALES
@@ -22,10 +22,21 @@ _NAMED = 5  # so many tensors are named in a message
 def check_against(source: WeightSource, rules: Sequence[TensorRule]) -> list[str]:
     """Hold the tensors of `source` against those that its metadata calls for; returns the extra ones.
 
-    Raises ArtifactFileError that names what is missing or has another shape, with both shapes.
+    Raises ArtifactFileError that names what is missing or has another shape, with both shapes. Where
+    something is missing while something unknown is there, it may be stored in a form that this tool
+    does not know (fused projections): that is an UnsupportedError.
     """
     tensors = source.tensors
+    known = {rule.name for rule in rules}
+    extra = [name for name in tensors if name not in known]
     missing = [rule.name for rule in rules if rule.required and rule.name not in tensors]
+    if missing and extra:
+        raise UnsupportedError(
+            f"{source.label}: {len(missing)} tensors of a {source.arch} model are missing ({_some(missing)}), and "
+            f"{len(extra)} are there that it does not have ({_some(extra)})",
+            hint="either the file is of another layout than this tool knows, or it is damaged",
+            tensor=missing[0],
+        )
     if missing:
         raise ArtifactFileError(
             f"{source.label}: {len(missing)} tensors of a {source.arch} model are missing: {_some(missing)}",
@@ -44,8 +55,7 @@ def check_against(source: WeightSource, rules: Sequence[TensorRule]) -> list[str
             hint="a hyperparameter or the tensor is wrong: compare the metadata with the checkpoint's config.json",
             tensor=misshapen[0].split(":")[0],
         )
-    known = {rule.name for rule in rules}
-    return [name for name in tensors if name not in known]
+    return extra
 
 
 def check_model(source: WeightSource) -> list[str]:

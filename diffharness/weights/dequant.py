@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from diffharness.errors import ArtifactFileError
+from diffharness.errors import ArtifactFileError, UnsupportedError
 from diffharness.weights.source import Float32Array
 
 Bytes = NDArray[np.uint8]
@@ -65,11 +65,11 @@ def byte_size(type_name: str, shape: Sequence[int]) -> int:
 def dequantize(raw: Bytes, type_name: str, shape: Sequence[int], *, tensor: str | None = None) -> Float32Array:
     """The float32 values [*shape] of the stored bytes `raw`; `tensor` only serves the error's message.
 
-    Raises ArtifactFileError for a type that has no dequantization, or bytes that do not fit the shape.
+    Raises UnsupportedError for a type that has no dequantization, ArtifactFileError for bytes that do not fit the shape.
     """
     where = f"tensor {tensor}" if tensor else "a tensor"
     if not can_dequantize(type_name):
-        raise ArtifactFileError(
+        raise UnsupportedError(
             f"{where} has type {type_name}, which cannot be dequantized; known are {', '.join(dequantizable())}",
             hint="requantize that tensor, or update the gguf package",
             tensor=tensor,

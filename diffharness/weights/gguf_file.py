@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffharness.errors import ArtifactFileError
+from diffharness.errors import ArtifactFileError, UnsupportedError
 from diffharness.weights.dequant import byte_size, dequantize
 from diffharness.weights.gguf_header import Header, TensorEntry, parse_header
 from diffharness.weights.gguf_values import Buffer, KvEntry, decode_kv
@@ -41,13 +41,13 @@ class _Shard:
                 # An empty file cannot be mapped; the parser then says what is wrong with it.
                 self.map: Buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except FileNotFoundError as error:
-            raise ArtifactFileError(f"{path}: no such file", hint="check the path") from error
+            raise UnsupportedError(f"{path}: no such file", hint="check the path") from error
         except IsADirectoryError as error:
-            raise ArtifactFileError(
+            raise UnsupportedError(
                 f"{path} is a folder, expected a .gguf file", hint="give a folder as --checkpoint"
             ) from error
         except (OSError, ValueError) as error:
-            raise ArtifactFileError(f"{path}: cannot be read: {error}") from error
+            raise UnsupportedError(f"{path}: cannot be read: {error}") from error
         try:
             self.header: Header = parse_header(self.map, path.name)
         except ArtifactFileError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from diffharness.errors import ArtifactFileError
+from diffharness.errors import ArtifactFileError, UnsupportedError
 from diffharness.weights.dequant import BLOCKS, TYPE_NAMES
 from diffharness.weights.gguf_values import ARRAY, U64, VALUE_TYPES, Buffer, KvEntry, decode_kv
 
@@ -227,8 +227,8 @@ class _Reader:
         dims = [self.u64(f"a dimension of tensor {name}") for _ in range(n_dims)]
         number = self.u32(f"the type of tensor {name}")
         if number not in TYPE_NAMES:
-            raise self.fail(
-                f"tensor {name} has the unknown type {number}; known are {', '.join(BLOCKS)}",
+            raise UnsupportedError(
+                f"{self.label}: tensor {name} has the unknown type {number}; known are {', '.join(BLOCKS)}",
                 offset=self.at - 4,
                 hint="the file is damaged, or its type is newer than the installed gguf package",
                 tensor=name,

@@ -130,7 +130,7 @@ def test_a_key_that_the_forward_does_not_read_is_information() -> None:
 def test_metadata_and_weights_may_both_be_guilty() -> None:
     outcome = judge(metadata=[row(True)], drift=drift(lambda il, k: (il, k) == (3, "attn_q")), logits=FAR)
     assert guilty(outcome) == ["artifact.metadata", "artifact.weights"]
-    assert outcome.leg.pattern == "attn_q in only sliding layers, of them 3"
+    assert outcome.leg.pattern == "attn_q in only layer 3 (sliding)"
 
 
 def test_lineage_looks_at_the_repaired_perplexity() -> None:

@@ -99,7 +99,7 @@ def test_the_first_divergence_is_first_in_graph_order_not_the_worst() -> None:
         (on("attn_ctx", None, SHAPE.positions >= 64), "all layers, only positions >= 64 (n_ubatch)"),
         (
             on("attn_ctx", [4], slice(CHUNK, N)),
-            "only sliding layers, of them 4, from the first position on, not in the first chunk (chunks 1 of 2)",
+            "only layer 4 (sliding), from the first position on, not in the first chunk (chunks 1 of 2)",
         ),
         (lambda tap, x: x * 2 if tap == "logits" else x, "outside of the layers: logits, from the first position on"),
     ],

@@ -53,7 +53,8 @@ def test_at_most_one_tensor_is_read_ahead() -> None:
     weights.get("blk.1.attn_norm.weight")
     weights.get("blk.1.attn_q.weight")
     weights.close()
-    assert source.reads == [*names, *(name.replace("blk.0", "blk.1") for name in names)]
+    expected = [*names, *(name.replace("blk.0", "blk.1") for name in names)]
+    assert source.reads in (expected, expected[:-1])  # the last may be called off before it began
 
 
 def test_a_layer_with_other_tensors_is_read_rightly() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffharness.errors import ArtifactFileError
+from diffharness.errors import UnsupportedError
 from diffharness.reference.archs.gemma2 import Gemma2
 from diffharness.reference.archs.gemma3 import Gemma3
 from diffharness.reference.archs.gemma4 import Gemma4
@@ -27,11 +27,12 @@ BUILD: dict[str, BuildModel] = {
 def build(metadata: Metadata) -> Model:
     """The model that `metadata` describe.
 
-    Raises ArtifactFileError where the architecture is unknown (naming those that are known) or a key is missing.
+    Raises UnsupportedError where the architecture is unknown, naming those that are known; ArtifactFileError where a
+    key is missing.
     """
     arch = metadata.get("general.architecture")
     if arch not in BUILD:
-        raise ArtifactFileError(
+        raise UnsupportedError(
             f"expected an architecture that the reference knows, found {arch!r}",
             hint=f"known: {', '.join(sorted(BUILD))}",
         )

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from diffharness.errors import ArtifactFileError, CheckpointError
+from diffharness.errors import CheckpointError, UnsupportedError
 from diffharness.weights.names import gemma2, gemma3, gemma4, llama, qwen2, qwen3, qwen3moe
 from diffharness.weights.names._map import ArchMap, Config, TensorRule
 
 MAPS: dict[str, ArchMap] = {
-    m.arch: m
-    for m in (gemma2.MAP, gemma3.MAP, gemma4.MAP, llama.MAP, qwen2.MAP, qwen3.MAP, qwen3moe.MAP)
+    m.arch: m for m in (gemma2.MAP, gemma3.MAP, gemma4.MAP, llama.MAP, qwen2.MAP, qwen3.MAP, qwen3moe.MAP)
 }
 
 __all__ = ["MAPS", "ArchMap", "TensorRule", "config_of_tensors", "for_arch", "for_config", "text_config"]
 
 
 def for_arch(arch: str) -> ArchMap:
-    """The map of `general.architecture`; ArtifactFileError names those that are known."""
+    """The map of `general.architecture`; UnsupportedError names those that are known."""
     if arch not in MAPS:
-        raise ArtifactFileError(
+        raise UnsupportedError(
             f"expected a known architecture, found {arch!r}", hint=f"known: {', '.join(sorted(MAPS))}"
         )
     return MAPS[arch]

@@ -13,15 +13,8 @@ from typing import Any
 import numpy as np
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._keys import (
-    TIED_HEAD,
-    Keys,
-    decoder_config,
-    decoder_metadata,
-    expect_activation,
-    head_rules,
-    need_float,
-)
+from diffharness.weights.names._config import expect_activation, need_float
+from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_config, decoder_metadata, head_rules
 from diffharness.weights.names._map import ADD_ONE, PLAIN, Config, Layout, TensorRule
 from diffharness.weights.source import Metadata
 

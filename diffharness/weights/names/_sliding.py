@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffharness.weights.names._keys import Keys, need_int
+from diffharness.weights.names._config import need_int
+from diffharness.weights.names._keys import Keys
 from diffharness.weights.names._map import Config
 from diffharness.weights.source import Metadata
 

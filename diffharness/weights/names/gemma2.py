@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._config import need_int, rope_parameters
 from diffharness.weights.names._gemma import cap, dense_config, dense_metadata, dense_rules, text_part
-from diffharness.weights.names._keys import TIED_HEAD, Keys, need_int, rope_parameters
+from diffharness.weights.names._keys import TIED_HEAD, Keys
 from diffharness.weights.names._map import ArchMap, Config, TensorRule
 from diffharness.weights.source import Metadata
 

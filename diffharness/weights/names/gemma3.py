@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._config import need_int
 from diffharness.weights.names._gemma import (
     GLOBAL,
     SLIDING,
@@ -15,7 +16,7 @@ from diffharness.weights.names._gemma import (
     stored_float,
     text_part,
 )
-from diffharness.weights.names._keys import Keys, need_int
+from diffharness.weights.names._keys import Keys
 from diffharness.weights.names._map import ArchMap, Config, TensorRule
 from diffharness.weights.source import Metadata
 

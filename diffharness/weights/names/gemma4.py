@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._config import need_int
 from diffharness.weights.names._gemma import (
     GLOBAL,
     SLIDING,
@@ -26,7 +27,7 @@ from diffharness.weights.names._gemma import (
     stored_float,
     text_part,
 )
-from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_metadata, head_rules, need_int
+from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_metadata, head_rules
 from diffharness.weights.names._map import ArchMap, Config, TensorRule
 from diffharness.weights.source import Float32Array, Metadata
 

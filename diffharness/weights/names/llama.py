@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
     decoder_metadata,
     embedding_rules,
-    expect_activation,
     matrix,
-    need_int,
     rope_freqs_rule,
     vector,
 )

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffharness.weights.names._keys import (
-    Keys,
-    decoder_config,
-    decoder_metadata,
-    embedding_rules,
-    expect_activation,
-    matrix,
-    vector,
-)
+from diffharness.weights.names._config import expect_activation
+from diffharness.weights.names._keys import Keys, decoder_config, decoder_metadata, embedding_rules, matrix, vector
 from diffharness.weights.names._map import ArchMap, Config, TensorRule
 from diffharness.weights.names._sliding import sliding_config, sliding_metadata
 from diffharness.weights.source import Metadata

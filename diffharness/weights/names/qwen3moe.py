@@ -9,14 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._keys import (
-    Keys,
-    decoder_config,
-    decoder_metadata,
-    embedding_rules,
-    expect_activation,
-    need_int,
-)
+from diffharness.weights.names._config import expect_activation, need_int
+from diffharness.weights.names._keys import Keys, decoder_config, decoder_metadata, embedding_rules
 from diffharness.weights.names._map import ArchMap, Config, TensorRule
 from diffharness.weights.names._moe import expert_rules
 from diffharness.weights.names._sliding import sliding_config, sliding_metadata

@@ -10,7 +10,7 @@ import pytest
 
 from diffharness.errors import ArtifactFileError, CheckpointError
 from diffharness.weights import names
-from diffharness.weights.names import _keys
+from diffharness.weights.names import _config
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -96,8 +96,8 @@ def test_yarns_mscale_becomes_a_factor() -> None:
 def test_rope_of_one_layer_type_among_several() -> None:
     nested = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     config = CONFIG | {"rope_parameters": nested}
-    full = _keys.rope_parameters(config, default_theta=1.0, layer_type="full_attention")
-    sliding = _keys.rope_parameters(config, default_theta=1.0, layer_type="sliding_attention")
+    full = _config.rope_parameters(config, default_theta=1.0, layer_type="full_attention")
+    sliding = _config.rope_parameters(config, default_theta=1.0, layer_type="sliding_attention")
     assert (full["rope_theta"], sliding["rope_theta"]) == (1e6, 1e4)
 
 
@@ -138,7 +138,7 @@ def test_the_text_part_of_a_config_decides_where_the_whole_is_unknown() -> None:
 
 
 def test_divisors_are_one_for_fast_pairs_and_the_factor_for_slow_ones() -> None:
-    divisors = _keys.llama3_divisors(128, 5e5, factor=8.0, low=1.0, high=4.0, original=8192.0)
+    divisors = _config.llama3_divisors(128, 5e5, factor=8.0, low=1.0, high=4.0, original=8192.0)
     assert divisors.shape == (64,) and divisors.dtype == np.float32
     assert divisors[0] == 1.0 and divisors[-1] == 8.0
     assert (np.diff(divisors) >= 0).all()
