@@ -116,5 +116,3 @@ class NodeReader:
         for tap in self._pending:
             self._writer.write(tap, self._row, values)
         return True
-
-

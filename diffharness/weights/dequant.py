@@ -65,7 +65,7 @@ def byte_size(type_name: str, shape: Sequence[int]) -> int:
 def dequantize(raw: Bytes, type_name: str, shape: Sequence[int], *, tensor: str | None = None) -> Float32Array:
     """The float32 values [*shape] of the stored bytes `raw`; `tensor` only serves the error's message.
 
-    Raises UnsupportedError for a type that has no dequantization, ArtifactFileError for bytes that do not fit the shape.
+    Raises UnsupportedError for a type that has no dequantization, ArtifactFileError where bytes do not fit the shape.
     """
     where = f"tensor {tensor}" if tensor else "a tensor"
     if not can_dequantize(type_name):

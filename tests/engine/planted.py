@@ -10,7 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-_SITECUSTOMIZE = '''
+_SITECUSTOMIZE = """
 import importlib.abc, importlib.machinery, os, signal, sys, time
 
 NODE, ACTION, WHEN = {node!r}, {action!r}, {when!r}
@@ -76,7 +76,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, Finder())
-'''
+"""
 
 
 def planted_python(folder: Path, action: str, *, node: str = "ffn_norm-1", when: str = "True") -> Path:

@@ -98,7 +98,7 @@ def test_exceptions_are_kept_and_stop_the_graph(tmp_path: Path, beat: int) -> No
     writer.discard()
 
 
-@pytest.mark.parametrize("raw", [b"", b"\0" * 4096, b"\xff" * 4096, b"\2\0\0\0[]", b"\5\0\0\0{\"ph"])
+@pytest.mark.parametrize("raw", [b"", b"\0" * 4096, b"\xff" * 4096, b"\2\0\0\0[]", b'\5\0\0\0{"ph'])
 def test_torn_notes_are_empty(beat: int, raw: bytes) -> None:
     os.pwrite(beat, raw, 0)
     assert read_heartbeat(beat) == {}
