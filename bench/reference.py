@@ -21,7 +21,9 @@ from diffharness.weights.source import WeightSource
 def speed() -> list[Row]:
     """Float32 forwards of the same weights in one process, on the same threads."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.set_num_threads(usable_cores())
     folder = smollm2_checkpoint()
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffharness import __version__, verdict
 from diffharness.engine.runner import EngineRun
-from diffharness.errors import ArtifactFileError, UnsupportedError
+from diffharness.errors import ArtifactFileError, InconclusiveError, UnsupportedError
 from diffharness.fixture import Fixture
 from diffharness.legs import artifact as artifact_leg
 from diffharness.legs import graph as graph_leg
@@ -62,8 +62,14 @@ def run(request: RunRequest) -> RunRecord:
             raise
         except ArtifactFileError as error:
             return _unreadable(request, error)
+        before = _stamps(inputs)
         with _folder(request.out) as folder:
             record = _run(Work(request, inputs, folder, timings))
+        if _stamps(inputs) != before:
+            raise InconclusiveError(
+                f"{inputs.artifact.label} or its checkpoint changed while they were being run",
+                hint="the legs saw different files; wait until nothing writes to them, and run again",
+            )
     record.timings = timings.seconds
     return record
 
@@ -155,7 +161,12 @@ def _score(logits: Logits, fixture: Fixture) -> Score:
 
 
 def _scores(fixture: Fixture, graph_runs: GraphRuns | None, others: dict[str, Logits], engine: EngineRuns) -> Scores:
-    by_reference = dict(others) if graph_runs is None else {"artifact": graph_runs.logits, **others}
+    by_reference: dict[str, Logits] = {}
+    if graph_runs is not None:
+        by_reference["artifact"] = graph_runs.logits
+        if graph_runs.convention_logits is not None:
+            by_reference["artifact, ggml's conventions"] = graph_runs.convention_logits
+    by_reference |= others
     by_engine = {name: run.open().read("logits") for name, run in engine.named.items()}
     return Scores(
         reference={name: _score(logits, fixture) for name, logits in by_reference.items()},
@@ -224,6 +235,12 @@ def _unreadable(request: RunRequest, error: ArtifactFileError) -> RunRecord:
         subject=Subject(artifact=ArtifactSubject(path=str(request.model))),
         repro=request.repro,
     )
+
+
+def _stamps(inputs: Inputs) -> list[tuple[str, int, int]]:
+    """Path, size and time of every file that the legs read one after another."""
+    paths = [*inputs.artifact.paths, *(inputs.checkpoint.paths if inputs.checkpoint else [])]
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class GraphRuns:
     definition: PassResult
     conventions: PassResult | None
     logits: Logits  # [n_tokens, n_vocab], as defined
-    taps: list[str] = field(default_factory=list)  # that the reference exposes
+    convention_logits: Logits | None  # the same with ggml's conventions
+    taps: list[str]  # that the reference exposes
 
 
 def layer_inputs(capture: Capture) -> Any:
@@ -103,8 +104,10 @@ def against_engine(
         return result, logits, list(seen)
 
     definition, logits, taps = one_pass(DEFINITION)
-    conventions = None if definition.ok else one_pass(GGML)[0]
-    return GraphRuns(definition, conventions, logits, taps)
+    if definition.ok:
+        return GraphRuns(definition, None, logits, None, taps)
+    conventions, convention_logits, _ = one_pass(GGML)
+    return GraphRuns(definition, conventions, logits, convention_logits, taps)
 
 
 def logits_of(source: WeightSource, fixture: Fixture, precision: Precision) -> Logits:
