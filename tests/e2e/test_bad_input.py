@@ -196,7 +196,17 @@ def eventually(condition: Callable[[], bool], seconds: float) -> bool:
 def test_interrupt_leaves_nothing_behind(tmp_path: Path, pair: Pair, number: signal.Signals) -> None:
     out, temporary = tmp_path / "run", tmp_path / "tmp"
     temporary.mkdir()
-    command = [sys.executable, "-m", "diffharness", "run", str(pair.gguf), "--fixture", str(pair.fixture), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "diffharness",
+        "run",
+        str(pair.gguf),
+        "--fixture",
+        str(pair.fixture),
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)}
     )

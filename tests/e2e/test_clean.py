@@ -13,7 +13,18 @@ from tests.oracles import tiny, tiny_gemma
 TYPES = ("F32", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "IQ4_XS")
 DIFFERS = tiny.ENGINE_DIFFERS | tiny_gemma.ENGINE_DIFFERS
 CASES = [case for case in (*tiny.CASES, *tiny_gemma.CASES) if case not in DIFFERS]
-ONE_OF_EACH = ["llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "gemma4", "gemma4-experts", "gemma4-e"]
+ONE_OF_EACH = [
+    "llama",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3moe",
+    "gemma2",
+    "gemma3",
+    "gemma4",
+    "gemma4-experts",
+    "gemma4-e",
+]
 
 LOCAL = 1e-8  # every tap, with the GELU convention where there is a GELU
 LOGITS_WITHOUT_GELU = 1e-9

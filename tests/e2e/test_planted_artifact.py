@@ -137,11 +137,15 @@ def test_period_of_issue_6056(make_pair: MakePair, tmp_path: Path) -> None:
     def perturb(values: Values) -> Values:
         return values + noise.normal(0, 0.7 * values.std(), values.shape).astype(np.float32)
 
-    first = damaged(pair, tmp_path / "a.gguf", "blk.[2345].*_*[nkvqtp].weight", lambda v: perturb(v) if v.ndim > 1 else v)
+    first = damaged(
+        pair, tmp_path / "a.gguf", "blk.[2345].*_*[nkvqtp].weight", lambda v: perturb(v) if v.ndim > 1 else v
+    )
     both = damaged(first, tmp_path / "b.gguf", "blk.*.layer_output_scale.weight", np.ones_like)
     record: RunRecord = whole_run(both, with_checkpoint=True)
     assert record.verdict.primary == "artifact.weights"
-    damaged_layers = {r.layer for r in record.legs.artifact.tensors if r.damaged and r.klass.startswith(("attn", "ffn"))}
+    damaged_layers = {
+        r.layer for r in record.legs.artifact.tensors if r.damaged and r.klass.startswith(("attn", "ffn"))
+    }
     assert damaged_layers == {2, 3, 4, 5}
     assert record.scores.reference["artifact"].ppl > record.scores.reference["control"].ppl
 

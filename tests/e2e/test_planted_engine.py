@@ -29,7 +29,9 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("case", "override", "tap", "token"), FAULTS, ids=[f"{c}-{o.split('=')[0]}" for c, o, _, _ in FAULTS])
+@pytest.mark.parametrize(
+    ("case", "override", "tap", "token"), FAULTS, ids=[f"{c}-{o.split('=')[0]}" for c, o, _, _ in FAULTS]
+)
 def test_override_is_named(make_pair: MakePair, case: str, override: str, tap: str, token: int) -> None:
     record = whole_run(make_pair(case), overrides=(override,))
     assert record.verdict.primary == "engine.graph", (record.verdict, [f.message for f in record.findings])

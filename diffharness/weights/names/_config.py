@@ -140,8 +140,9 @@ def llama3_divisors(
     """
     f32 = np.float32
     exponents = np.arange(0, n_rot, 2, dtype=np.float32) / f32(n_rot)
-    wavelength = f32(2 * math.pi) / (f32(1) / f32(base) ** exponents)
-    turns = f32(original) / wavelength
+    # A number over a tensor is, in torch, the tensor's reciprocal times the number; to the last bit that differs.
+    wavelength = f32(1) / (f32(1) / f32(base) ** exponents) * f32(2 * math.pi)
+    turns = f32(1) / wavelength * f32(original)
     share = ((turns - f32(low)) / f32(high - low)).clip(0, 1) if high != low else (turns > f32(low)).astype(np.float32)
     divisors: Float32Array = (f32(1) / ((f32(1) - share) / f32(factor) + share)).astype(np.float32)
     return divisors
