@@ -16,6 +16,7 @@ from diffharness.records import Finding, SettingsPair
 from diffharness.settings import EngineSettings
 
 _EVERY_TAP: None = None
+_RESIDUALS = ("token_embd", "blk.*.layer_out")  # enough to split the graph in every layer
 _NO_CALLBACK: Sequence[str] = ()
 
 
@@ -43,21 +44,21 @@ def run_all(work: Work) -> EngineRuns:
         with work.timings.step("strict file"):
             work.request.say("writing the artifact as F32")
             write_strict(work.inputs.artifact, work.inputs.artifact, strict_file)
-        _, runs.strict = _both(runs, work, "strict", strict_settings(native), strict_file)
+        _, runs.strict = _both(runs, work, "strict", strict_settings(native), strict_file, _EVERY_TAP)
     finally:
         strict_file.unlink(missing_ok=True)
-    runs.native, _ = _both(runs, work, "native", native, work.inputs.artifact.paths[0])
+    runs.native, _ = _both(runs, work, "native", native, work.inputs.artifact.paths[0], _RESIDUALS)
     return runs
 
 
 def _both(
-    runs: EngineRuns, work: Work, name: str, settings: EngineSettings, model: Path
+    runs: EngineRuns, work: Work, name: str, settings: EngineSettings, model: Path, taps: Sequence[str] | None
 ) -> tuple[EngineRun | None, EngineRun | None]:
-    """Without the callback, then with it and all taps; what survives the first is what the second runs under."""
+    """Without the callback, then with it and `taps`; what survives the first is what the second runs under."""
     off = _run(runs, work, f"{name}, callback off", settings, model, _NO_CALLBACK)
     if off is None:
         return None, None
-    on = _run(runs, work, f"{name}, callback on", off.settings, model, _EVERY_TAP)
+    on = _run(runs, work, f"{name}, callback on", off.settings, model, taps)
     if on is not None and on.settings == off.settings:
         plain, tapped = (run.open().read("logits") for run in (off, on))
         logits = compare_logits(plain, tapped, work.inputs.fixture.scored_positions())

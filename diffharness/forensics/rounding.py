@@ -1,0 +1,61 @@
+"""What storing a tensor as F32, F16 or BF16 may do to its values: exact rounding, so that every single value is judged.
+
+No importance weights enter here, unlike with quantized types: a converter has no choice but the rounding,
+and where it rounded on the way (a float32 checkpoint merged or saved in 16 bits before it was converted)
+it says so in every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffharness.weights.source import Float32Array
+
+# How far a value may be from the rounded checkpoint's, relative to it: one step of the type, since some
+# converters cut off what others round; in F32 the order of one addition (a norm stored less one).
+STEP = {"F32": 1e-6, "F64": 1e-6, "F16": 2.0**-10, "BF16": 2.0**-7}
+_QUIET = 1e-6  # of the tensor's largest value: below that a value has no digits to be right in
+
+
+def rounded(values: Float32Array, type_name: str) -> Float32Array:
+    """`values` after storage in one of `STEP`'s types."""
+    if type_name == "F16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32)
+    if type_name == "BF16":
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        even = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) & np.uint32(0xFFFF0000)
+        return even.view(np.float32)
+    return values
+
+
+def roundings(values: Float32Array, type_name: str) -> Iterator[tuple[str | None, Float32Array]]:
+    """The values as `type_name` keeps them, then as it would if they had been rounded to 16 bits before.
+
+    Each with a note on what happened on the way. Norms may have been rounded less one, as Gemma's
+    checkpoints keep them.
+    """
+    yield None, rounded(values, type_name)
+    for via in ("BF16", "F16"):
+        if via == type_name:
+            continue
+        note = f"the checkpoint's values rounded to {via}"
+        yield note, rounded(rounded(values, via), type_name)
+        if values.ndim == 1:
+            yield note, rounded(rounded(values - 1, via) + 1, type_name)
+
+
+def far_values(values: Float32Array, type_name: str) -> Callable[[Float32Array, Float32Array], NDArray[np.bool_]]:
+    """A test of rows of the artifact against rows of a rounding of `values`: which elements are further than a step."""
+    finite = np.abs(values[np.isfinite(values)])
+    quiet = _QUIET * float(finite.max(initial=0.0))
+    step = STEP[type_name]
+
+    def far(a: Float32Array, b: Float32Array) -> NDArray[np.bool_]:
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.asarray(~((np.abs(a - b) <= step * np.abs(b) + quiet) | (a == b)))
+
+    return far
