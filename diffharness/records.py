@@ -407,3 +407,7 @@ def load_record(path: Path) -> RunRecord:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"cannot read the run record {file}: {error}") from error
     return parse_record(text, str(file))
+
+
+if __name__ == "__main__":
+    print(json.dumps(RunRecord.model_json_schema(mode="serialization"), indent=2, ensure_ascii=False))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,3 +108,9 @@ def test_the_schema_can_be_exported() -> None:
     assert schema["properties"]["schema"]["const"] == SCHEMA
     assert "TapRow" in schema["$defs"]
     assert RunRecord.model_json_schema()["properties"]["schema"]["const"] == SCHEMA
+
+
+def test_the_published_schema_is_the_one_in_force() -> None:
+    """`docs/run.schema.json` is made from the models: `python -m diffharness.records > docs/run.schema.json`."""
+    published = Path(__file__).parents[1] / "docs" / "run.schema.json"
+    assert json.loads(published.read_text(encoding="utf-8")) == RunRecord.model_json_schema(mode="serialization")

@@ -2,26 +2,31 @@
 
 The measure is relative: NMSE of the artifact's values, the checkpoint's below the line. The control
 is the checkpoint's own tensor quantized afresh to the same type by ggml's quantizer. A tensor is far
-when its error is beyond the control's by more than importance weights explain, over the whole tensor
-or in any one row (a damaged block disappears in the mean of a large tensor). Two or three tensors are
-in memory at a time.
+when its error is beyond the control's by more than importance weights explain, over the whole tensor,
+in any one row or in any block of a row (a damaged block disappears in the mean of a large tensor and
+in that of a long row). F32, F16 and BF16 lose nothing but their rounding, so there every single value
+is judged. Two or three tensors are in memory at a time.
 
-Floors: `artifact.tensor_factor`, `artifact.tensor_floor`, `artifact.row_factor`, `artifact.row_floor`.
+Floors: `artifact.tensor_factor`, `artifact.tensor_floor`, `artifact.row_factor`, `artifact.row_floor`,
+`artifact.block_floor`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffharness.forensics.rounding import STEP, far_values, roundings
 from diffharness.legs._floors import Floors
 from diffharness.records import TensorRow
 from diffharness.taps import split
 from diffharness.weights.source import Float32Array, WeightSource
 
 Float64Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 _BLOCK_ELEMENTS = 1 << 21
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
@@ -38,10 +43,11 @@ class TensorError:
     control: float | None
     cos: float
     non_finite: int  # values of the artifact that are NaN or infinite
-    far_rows: int  # rows whose own error is beyond the control's
+    far_rows: int  # rows that are beyond the control's error, whole or in a block or in a value
     worst_row: int | None  # the row with the largest error, counted over all leading axes
     limit: float  # what `error` may be at most
-    note: str | None = None  # why it could not be measured
+    note: str | None = None  # why it could not be measured, or what explains it
+    exact: bool = False  # bit for bit the control
 
     @property
     def layer(self) -> int | None:
@@ -55,6 +61,11 @@ class TensorError:
     @property
     def is_matrix(self) -> bool:
         return len(self.shape) > 1
+
+    @property
+    def excess(self) -> float:
+        """The error that the type does not explain; 0 where there is nothing to judge by."""
+        return 0.0 if self.control is None and np.isfinite(self.error) else max(0.0, self.error - (self.control or 0.0))
 
     @property
     def judged(self) -> bool:
@@ -132,20 +143,20 @@ def _tensor_error(
     if info.shape != theirs.shape:
         note = f"shape {info.shape} in the artifact, {theirs.shape} in the checkpoint"
         return TensorError(called or name, info.type, info.shape, float("inf"), None, 0.0, 0, 0, None, 0.0, note)
-    b = checkpoint.read(other)
-    a = artifact.read(name)
-    c = _control_values(name, info.type, b, control if called is None else None)
-    sums = _row_sums(_rows(a), _rows(b), _rows(c) if c is not None else None)
+    a, b = artifact.read(name), checkpoint.read(other)
+    explained: str | None = None
+    if info.type in STEP:
+        sums, explained = _nearest_rounding(a, b, info.type)
+    else:
+        c = _quantized_alike(name, info.type, b.shape, control if called is None else None)
+        sums = _row_sums(_rows(a), _rows(b), None if c is None else _rows(c))
     error = _ratio(float(sums.error.sum()), float(sums.power.sum()))
     control_error = None if sums.control is None else _ratio(float(sums.control.sum()), float(sums.power.sum()))
     limit = float("inf")
-    far: NDArray[np.bool_] = np.zeros(len(sums.error), dtype=np.bool_)
-    if control_error is not None and sums.control is not None:
+    far = np.zeros(len(sums.error), dtype=np.bool_)
+    if control_error is not None:
         limit = floors["artifact.tensor_factor"] * control_error + floors["artifact.tensor_floor"]
-        # A row far quieter than the rest is measured against the usual row, like a quiet token.
-        power = np.maximum(sums.power, 1e-2 * float(np.median(sums.power)))
-        allowed = floors["artifact.row_factor"] * np.maximum(sums.control, control_error * power)
-        far = ~(sums.error <= np.maximum(allowed, floors["artifact.row_floor"] * power))
+        far = sums.far_values | _far(sums, control_error, floors)
     return TensorError(
         name=called or name,
         type=info.type,
@@ -157,46 +168,102 @@ def _tensor_error(
         far_rows=int(far.sum()),
         worst_row=int(np.nan_to_num(sums.error, nan=np.inf).argmax()) if len(sums.error) else None,
         limit=limit,
+        note=explained,
+        exact=sums.exact,
     )
 
 
-def _control_values(name: str, type_name: str, b: Float32Array, control: WeightSource | None) -> Float32Array | None:
-    """The checkpoint's values after the loss of the type; None where no control knows that type's loss."""
-    if control is not None and name in control.tensors:
-        info = control.tensors[name]
-        if info.type == type_name and info.shape == b.shape:
-            return control.read(name)
-    if type_name in ("F32", "F64"):
-        return b
-    if type_name == "F16":
-        with np.errstate(over="ignore"):
-            return b.astype(np.float16).astype(np.float32)
-    if type_name == "BF16":
-        bits = np.ascontiguousarray(b).view(np.uint32)
-        rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) & np.uint32(0xFFFF0000)
-        return rounded.view(np.float32)
-    return None
+def _far(sums: _RowSums, usual: float, floors: Floors) -> BoolArray:
+    """Rows [n] beyond the control, as a whole or in one of their blocks."""
+    assert sums.control is not None and sums.block_control is not None, "asked for only with a control"
+    rows = _beyond(sums.error, sums.power, sums.control, usual, floors, floors["artifact.row_floor"])
+    blocks = _beyond(
+        sums.block_error, sums.block_power, sums.block_control, usual, floors, floors["artifact.block_floor"]
+    )
+    return np.asarray(rows | blocks.any(axis=1))
+
+
+def _beyond(
+    error: Float64Array, power: Float64Array, control: Float64Array, usual: float, floors: Floors, floor: float
+) -> BoolArray:
+    # A row far quieter than the rest is measured against the usual row, like a quiet token.
+    power = np.maximum(power, 1e-2 * float(np.median(power)))
+    allowed = floors["artifact.row_factor"] * np.maximum(control, usual * power)
+    return np.asarray(~(error <= np.maximum(allowed, floor * power)))
+
+
+def _quantized_alike(
+    name: str, type_name: str, shape: tuple[int, ...], control: WeightSource | None
+) -> Float32Array | None:
+    """The control's tensor; None where it has none of that type."""
+    if control is None or name not in control.tensors:
+        return None
+    info = control.tensors[name]
+    return control.read(name) if info.type == type_name and info.shape == shape else None
+
+
+def _nearest_rounding(a: Float32Array, b: Float32Array, type_name: str) -> tuple[_RowSums, str | None]:
+    """Against the checkpoint's rounding in the artifact's type, or the first on the way to which `a` is all near."""
+    far = far_values(b, type_name)
+    first: _RowSums | None = None
+    for note, values in roundings(b, type_name):
+        sums = _row_sums(_rows(a), _rows(b), _rows(values), far)
+        if not sums.far_values.any():
+            return sums, note
+        first = first or sums
+    assert first is not None, "there is always the rounding of the type itself"
+    return first, None
 
 
 @dataclass
 class _RowSums:
-    error: Float64Array
-    power: Float64Array
-    control: Float64Array | None
+    block_error: Float64Array  # [rows, blocks], of (a - b)^2
+    block_power: Float64Array  # of b^2
+    block_control: Float64Array | None  # of (c - b)^2
+    far_values: BoolArray  # [rows], where any value is far from c by itself
     cosine: float
     non_finite: int
+    exact: bool  # a is c
+
+    @property
+    def error(self) -> Float64Array:
+        return np.asarray(self.block_error.sum(axis=1))
+
+    @property
+    def power(self) -> Float64Array:
+        return np.asarray(self.block_power.sum(axis=1))
+
+    @property
+    def control(self) -> Float64Array | None:
+        return None if self.block_control is None else np.asarray(self.block_control.sum(axis=1))
 
 
 def _rows(values: Float32Array) -> Float32Array:
     return values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(1, -1)
 
 
-def _row_sums(a: Float32Array, b: Float32Array, c: Float32Array | None) -> _RowSums:
-    n = len(a)
-    error, power, control = np.empty(n), np.empty(n), np.zeros(n)
+def _blocks_per_row(width: int) -> int:
+    """Into how many equal blocks of 128 to 512 values a row is cut; 1 where that does not come out even."""
+    return next((width // size for size in (256, *range(255, 127, -1), *range(257, 513)) if width % size == 0), 1)
+
+
+def _row_sums(
+    a: Float32Array,
+    b: Float32Array,
+    c: Float32Array | None,
+    far: Callable[[Float32Array, Float32Array], BoolArray] | None = None,
+) -> _RowSums:
+    n, n_blocks = len(a), _blocks_per_row(a.shape[1])
+    error, power, control = (np.zeros((n, n_blocks)) for _ in range(3))
+    far_rows = np.zeros(n, dtype=np.bool_)
     dot = power_a = 0.0
-    non_finite = 0
+    non_finite, exact = 0, c is not None
     step = max(1, _BLOCK_ELEMENTS // max(1, a.shape[1]))
+
+    def squares(x: Float64Array) -> Float64Array:
+        x = x.reshape(len(x), n_blocks, -1)
+        return np.asarray(np.einsum("ijk,ijk->ij", x, x))
+
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
         x, y = a[rows].astype(np.float64), b[rows].astype(np.float64)
@@ -204,15 +271,26 @@ def _row_sums(a: Float32Array, b: Float32Array, c: Float32Array | None) -> _RowS
             non_finite += int((~np.isfinite(x)).sum())
             dot += float(np.vdot(x, y))
             power_a += float(np.vdot(x, x))
-            power[rows] = np.einsum("ij,ij->i", y, y)
+            power[rows] = squares(y)
             x -= y
-            error[rows] = np.einsum("ij,ij->i", x, x)
+            error[rows] = squares(x)
             if c is not None:
                 np.subtract(c[rows], y, out=y)
-                control[rows] = np.einsum("ij,ij->i", y, y)
+                control[rows] = squares(y)
+                exact = exact and bool((a[rows] == c[rows]).all())
+                if far is not None and not exact:
+                    far_rows[rows] = far(a[rows], c[rows]).any(axis=1)
     norm = float(np.sqrt(power_a) * np.sqrt(power.sum()))
     cosine = dot / norm if np.isfinite([dot, norm]).all() and norm > 0 else float(power_a == power.sum())
-    return _RowSums(error, power, None if c is None else control, min(1.0, max(-1.0, cosine)), non_finite)
+    return _RowSums(
+        block_error=error,
+        block_power=power,
+        block_control=None if c is None else control,
+        far_values=far_rows,
+        cosine=min(1.0, max(-1.0, cosine)),
+        non_finite=non_finite,
+        exact=exact,
+    )
 
 
 def _ratio(error: float, power: float) -> float:

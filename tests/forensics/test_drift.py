@@ -14,6 +14,7 @@ FLOORS = {
     "artifact.tensor_floor": 1e-9,
     "artifact.row_factor": 20.0,
     "artifact.row_floor": 0.1,
+    "artifact.block_floor": 0.75,
 }
 
 
