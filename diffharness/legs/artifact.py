@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffharness.forensics.drift import Drift, TensorError
+from diffharness.forensics.lineage import differs_everywhere
 from diffharness.legs._compare import TapComparison, logit_stats
 from diffharness.legs._floors import Floors
 from diffharness.legs._layers import describe_layers, ranges
@@ -22,6 +23,7 @@ from diffharness.metrics import LogitComparison
 from diffharness.records import ArtifactLeg, Divergence, Finding, MetadataRow, TapRow, VerdictKind
 from diffharness.taps import split
 
+_OTHER_MODEL = "a sound model, but not made from this checkpoint"
 _SHOWN = 8  # names in a message; the evidence has them all
 
 
@@ -81,11 +83,11 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
     if used:
         findings.append(_metadata_finding(used, inputs.perplexity))
     pattern = describe_damage(damaged, drift.tensors, inputs.kinds) if damaged else None
+    kind: VerdictKind = "artifact.lineage" if is_other_model(inputs, floors) else "artifact.weights"
     if damaged or drift.missing:
-        kind: VerdictKind = "artifact.lineage" if is_other_model(inputs, floors) else "artifact.weights"
         findings.append(_weights_finding(kind, damaged, drift, pattern, inputs, excess))
     elif excess and not used and not broken:
-        findings.append(_unexplained_finding(inputs, excess))
+        findings.append(_unexplained_finding(kind, inputs, excess))
     findings += _information(inputs, drift)
     guilty = any(finding.kind for finding in findings)
     judged = any(t.judged for t in drift.tensors) or inputs.control_logits is not None
@@ -113,12 +115,8 @@ def kl_excess(inputs: ArtifactInputs, floors: Floors) -> float | None:
 
 
 def is_other_model(inputs: ArtifactInputs, floors: Floors) -> bool:
-    """Sound, but not from this checkpoint: nearly every matrix of every layer is far, and perplexity is good."""
-    matrices = [t for t in inputs.drift.tensors if t.is_matrix and t.judged] if inputs.drift else []
-    far = [t for t in matrices if t.damaged]
-    if not matrices or len(far) < floors["artifact.lineage_share"] * len(matrices):
-        return False
-    if not {t.layer for t in matrices if t.layer is not None} <= {t.layer for t in far}:
+    """Sound, but not from this checkpoint: it differs everywhere alike, and perplexity is good."""
+    if inputs.drift is None or not differs_everywhere(inputs.drift.tensors, floors):
         return False
     theirs, own = inputs.perplexity.get("checkpoint"), inputs.perplexity.get("artifact")
     candidates = [own, *(row.repaired_ppl for row in inputs.metadata)]
@@ -179,7 +177,7 @@ def _weights_finding(
     if damaged:
         worst = max(damaged, key=lambda t: t.error / t.limit if t.limit else math.inf)
         lead = (
-            "a sound model, but not made from this checkpoint: "
+            f"{_OTHER_MODEL}: "
             if kind == "artifact.lineage"
             else "tensors are further from the checkpoint than their types explain: "
         )
@@ -201,11 +199,16 @@ def _weights_finding(
     return Finding(kind=kind, leg="artifact", message="; ".join(parts), evidence=evidence)
 
 
-def _unexplained_finding(inputs: ArtifactInputs, excess: float) -> Finding:
+def _unexplained_finding(kind: VerdictKind, inputs: ArtifactInputs, excess: float) -> Finding:
+    lead = (
+        f"{_OTHER_MODEL}: every matrix differs a little more than its type explains"
+        if kind == "artifact.lineage"
+        else "more is lost than the types explain, though no single tensor stands out"
+    )
     return Finding(
-        kind="artifact.weights",
+        kind=kind,
         leg="artifact",
-        message=f"more is lost than the types explain, though no single tensor stands out: {_kl(inputs)}",
+        message=f"{lead}: {_kl(inputs)}",
         evidence={"kl_over_limit": excess, "perplexity": dict(inputs.perplexity)},
     )
 
@@ -214,10 +217,12 @@ def _information(inputs: ArtifactInputs, drift: Drift) -> list[Finding]:
     findings = []
     unread = [row.key for row in inputs.metadata if not row.used]
     unjudged = [t.name for t in drift.tensors if not t.judged]
+    rounded = [t.name for t in drift.tensors if t.note and not t.damaged]
     notes = [
         (unread, "metadata keys that differ from the checkpoint's without effect on the forward"),
         (drift.extra, "tensors that the checkpoint does not have"),
         (unjudged, "tensors not judged, for want of a control of their type"),
+        (rounded, "tensors that hold the checkpoint's values rounded to 16 bits before they were converted"),
     ]
     for names, what in notes:
         if names:
@@ -255,10 +260,11 @@ def _first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
 
 
 def _tensor(t: TensorError) -> str:
-    if t.note:
+    if t.note and not math.isfinite(t.error):
         return f"{t.name} ({t.note})"
     control = "" if t.control is None else f", control {t.control:.1e}"
-    return f"{t.name} ({t.type}, NMSE {t.error:.1e}{control})"
+    rows = f", {t.far_rows} rows beyond it" if 0 < t.far_rows and t.error <= t.limit else ""
+    return f"{t.name} ({t.type}, NMSE {t.error:.1e}{control}{rows})"
 
 
 def _kl(inputs: ArtifactInputs) -> str:

@@ -41,7 +41,8 @@ def test_the_default_path_dies(pair: Pair, tmp_path: Path, action: str) -> None:
 
 
 def test_a_hang_is_ended_and_named(pair: Pair, tmp_path: Path) -> None:
-    record = run_with(pair, tmp_path, "hang", when="settings['extra_bufts'] and settings['flash_attn'] == 'auto'", limit_s=8)
+    when = "settings['extra_bufts'] and settings['flash_attn'] == 'auto'"
+    record = run_with(pair, tmp_path, "hang", when=when, limit_s=8)
     (finding,) = crashes(record)
     assert finding.evidence["kind"] == "hang" and finding.evidence["survives"] == "extra buffers off"
     assert record.legs.graph.status == "pass"

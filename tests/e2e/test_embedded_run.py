@@ -1,4 +1,4 @@
-"""The embedded model as a user would run it: its checkpoint, the clean artifact, and one damaged as in unsloth #6056."""
+"""The embedded model as a user would run it: the clean artifact, and one damaged as in unsloth #6056."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clean pairs stay clean in other shapes of the same thing: split files, several chunks, other precisions and batches."""
+"""Clean pairs stay clean in other shapes: split files, several chunks, other precisions and batches."""
 
 from __future__ import annotations
 

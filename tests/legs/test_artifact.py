@@ -16,6 +16,8 @@ FLOORS = {
     "artifact.kl_factor": 4.0,
     "artifact.kl_floor": 1e-6,
     "artifact.lineage_share": 0.9,
+    "artifact.lineage_alike": 0.1,
+    "artifact.lineage_vector": 0.01,
     "artifact.lineage_ppl": 2.0,
 }
 N_LAYER = 12
