@@ -118,8 +118,9 @@ class CaptureWriter:
         free = shutil.disk_usage(self._part.parent).free
         if free < size + _SPARE_BYTES:
             raise OutputError(
-                f"no space for tap {tap} in {self._part.parent}: {size >> 20} MiB wanted, {free >> 20} MiB free",
-                hint="capture fewer tokens, or name a folder on another disk",
+                f"{self._part.parent}: no space for tap {tap}: "
+                f"{(size + _SPARE_BYTES) / (1 << 20):.1f} MiB must be free, found {free / (1 << 20):.1f} MiB",
+                hint="free some space, run fewer --tokens, or choose another place with --out or TMPDIR",
             )
         region = _Region(self._end, width, np.zeros(self.n_tokens, dtype=np.bool_))
         self._end += size

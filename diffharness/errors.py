@@ -8,7 +8,7 @@
     │   ├── FixtureError                    2   token ids, texts, scored positions
     │   ├── SettingsError                   2   YAML under configs/, overrides, engine settings
     │   └── OutputError                     2   a place that cannot be written to
-    ├── EngineError                         1   the engine refused or died (verdict `engine.crash`)
+    ├── EngineError                       125   the engine refused or died, outside of a run's legs
     └── InconclusiveError                 125   nothing could be compared
 
 A message says what was expected, what was found and what to try. Standard library only.
@@ -75,9 +75,12 @@ class OutputError(BadInputError):
 
 
 class EngineError(DiffharnessError):
-    """The engine refused to load or run, or died."""
+    """The engine refused to load or run, or died.
 
-    exit_code = 1
+    In a run this becomes a finding; where a command ends with it, nothing was judged.
+    """
+
+    exit_code = 125
 
 
 class InconclusiveError(DiffharnessError):

@@ -120,7 +120,7 @@ class TapRow(_Part):
     floor: Number | None = Field(default=None, description="what nmse_local may be at most")
     ok: bool | None = None
     first_token: int | None = Field(default=None, description="the first token above its floor")
-    left_out: int = Field(default=0, description="tokens not judged here: a near tie of the router went the other way")
+    left_out: int = Field(default=0, description="tokens left out: a near tie went the other way")
     nmse_control: Number | None = Field(default=None, description="artifact leg: the same for the control")
 
 

@@ -164,9 +164,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as err:
-        raise SettingsError(f"cannot read {path}: {err.strerror}") from err
+        raise SettingsError(f"cannot read {path}: {err.strerror}", hint="check the path") from err
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
-        raise SettingsError(f"{path} is not YAML: {str(err).splitlines()[0]}") from err
+        mark = getattr(err, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        what = getattr(err, "problem", None) or str(err).splitlines()[0]
+        raise SettingsError(
+            f"{path} is not YAML{where}: {what}", hint="configs/engines/example.yaml shows the form of engine settings"
+        ) from err
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -181,4 +186,7 @@ def _validated(model: type[Any], data: dict[str, Any], path: Path) -> Any:
         first = err.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         hint = "configs/engines/example.yaml explains each setting" if model is EngineSettings else None
-        raise SettingsError(f"{path}: {where}: {first['msg']}", hint=hint) from err
+        what = first["msg"]
+        if first["type"] == "extra_forbidden":
+            what = f"no such setting; known: {', '.join(sorted(model.model_fields))}"
+        raise SettingsError(f"{path}: {where}: {what}", hint=hint) from err

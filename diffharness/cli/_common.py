@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("diffharness")
 STDOUT = Path("-")
+ARGUMENTS = "diffharness.arguments"  # where a context keeps the words that followed the program's name
+WIDTH = 100  # columns of a result that goes to no terminal
 
 # ---- options
 
@@ -47,7 +49,7 @@ def _on_verbose(count: int) -> int:
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]", help="A GGUF: a path, or hf://owner/repo/file.gguf.", show_default="the embedded model"
+        metavar="MODEL", help="A GGUF: a path, or hf://owner/repo/file.gguf.", show_default="the embedded model"
     ),
 ]
 CheckpointOption = Annotated[
@@ -91,9 +93,7 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=1, help="Threads of engine and reference.", show_default="all cores"),
 ]
-DtypeOption = Annotated[
-    Literal["float32", "float64"], typer.Option("--dtype", help="What the reference computes in.")
-]
+DtypeOption = Annotated[Literal["float32", "float64"], typer.Option("--dtype", help="What the reference computes in.")]
 OutOption = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Keep the run folder here: record, captures, reports."),
@@ -105,14 +105,12 @@ MarkdownOption = Annotated[
     Path | None,
     typer.Option("--markdown", metavar="FILE", help="Write the report as Markdown; - for standard output."),
 ]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=_on_quiet, help="No progress, only the result.")
-]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", callback=_on_quiet, help="No progress, only the result.")]
 VerboseOption = Annotated[
     int,
     typer.Option(
         "--verbose", "-v", count=True, callback=_on_verbose, show_default=False,
-        help="Say more; twice for tracebacks and the engine's own log.",
+        help="Say more: seconds by step; twice for llama.cpp's own log and tracebacks.",
     ),
 ]  # fmt: skip
 
@@ -123,14 +121,35 @@ def progress_console(quiet: bool = False) -> Console:
     """Standard error, for progress and messages."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=quiet, highlight=False)
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
 
 def result_console(*targets: Path | None) -> Console:
     """Standard output for the human's result; silent where a file option has taken standard output."""
     from rich.console import Console
 
-    return Console(quiet=taken(*targets), highlight=False)
+    class Result(Console):
+        def on_broken_pipe(self) -> None:
+            """Let the reader that left be seen where every error is, rather than exit with 1 from here."""
+            raise BrokenPipeError
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
+    return Result(quiet=taken(*targets), highlight=False, width=width)
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Around what goes to standard output: OutputError if that is full; a reader that left stays BrokenPipeError."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left cannot be written either
+        raise OutputError(
+            f"cannot write to standard output: {error.strerror or error}", hint="give a place that has room"
+        ) from error
 
 
 def taken(*targets: Path | None) -> bool:
@@ -152,8 +171,8 @@ def emit(target: Path | None, text: str) -> None:
     if target is None:
         return
     if target == STDOUT:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
-        sys.stdout.flush()
+        with printing():
+            sys.stdout.write(text if text.endswith("\n") else text + "\n")
     else:
         write_text(target, text if text.endswith("\n") else text + "\n")
 
@@ -228,7 +247,9 @@ def model_path(model: str) -> Path:
         return Path(model)
     parts = model.removeprefix("hf://").split("/", 2)
     if len(parts) != 3 or not all(parts):
-        raise BadInputError(f"expected hf://owner/repo/file.gguf, found {model}")
+        raise BadInputError(
+            f"expected hf://owner/repo/file.gguf, found {model}", hint="name the file in the repository, or give a path"
+        )
     owner, name, file = parts
     name, _, revision = name.partition("@")
 
@@ -239,8 +260,8 @@ def model_path(model: str) -> Path:
         paths = [hf_hub_download(f"{owner}/{name}", part, revision=revision or None) for part in split_parts(file)]
     except LocalEntryNotFoundError as error:  # before its base class: no network, or offline mode
         raise BadInputError(
-            f"{model} is not in the local cache, and the hub cannot be reached",
-            hint="download it elsewhere and give its path",
+            f"{model} is not in the local cache, and {_no_hub()}",
+            hint="download the file and give its path; HF_HOME and HF_HUB_CACHE say where the cache is",
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise BadInputError(
@@ -248,6 +269,12 @@ def model_path(model: str) -> Path:
             hint="check owner, repo and file; for a private one, log in with `hf auth login`",
         ) from error
     return Path(paths[0])
+
+
+def _no_hub() -> str:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return "HF_HUB_OFFLINE forbids to fetch it" if HF_HUB_OFFLINE else "the hub cannot be reached"
 
 
 def split_parts(file: str) -> list[str]:

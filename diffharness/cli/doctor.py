@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from diffharness import __version__
-from diffharness.cli._common import EngineOption, JsonOption, VerboseOption, emit, result_console
+from diffharness.cli._common import EngineOption, JsonOption, VerboseOption, emit, printing, result_console
 from diffharness.errors import DiffharnessError
 from diffharness.machine import Machine, free_disk, this_machine
 
@@ -52,7 +52,8 @@ def doctor(engine: EngineOption = None, json_file: JsonOption = None, verbose: V
         "checks": [asdict(check) | {"ok": check.ok} for check in checks],
     }
     emit(json_file, json.dumps(report, indent=2))
-    _print(machine, build, checks, ok, json_file)
+    with printing():
+        _print(machine, build, checks, ok, json_file)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -129,6 +130,8 @@ def _print(
 
     console = result_console(json_file)
     facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
     facts.add_row("machine", machine.cpu)
     facts.add_row("", " ".join(machine.flags) or "no flags known")
     facts.add_row("", f"{machine.cores} cores, {machine.memory_bytes / 1e9:.1f} GB of memory, {machine.system}")

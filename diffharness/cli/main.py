@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, Any
 
@@ -23,18 +25,22 @@ from typer.core import TyperGroup
 
 from diffharness import __version__
 from diffharness.cli import archs, doctor, fixture, run
-from diffharness.cli._common import log
-from diffharness.errors import DiffharnessError
+from diffharness.cli._common import ARGUMENTS, log
+from diffharness.errors import BadInputError, DiffharnessError
+from diffharness.report._format import clean
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+LONGEST_MESSAGE = 2000  # characters
 
 
 def _say(*lines: str | None) -> None:
+    """Messages on standard error; what they quote from a file is made harmless."""
     for line in lines:
         if line:
-            print(line, file=sys.stderr)
+            with suppress(OSError):  # standard error may be closed or full; the exit code still tells
+                print(clean(line, LONGEST_MESSAGE), file=sys.stderr)
 
 
 def _traceback_if_asked() -> None:
@@ -44,6 +50,15 @@ def _traceback_if_asked() -> None:
 
 class Commands(TyperGroup):
     """The top-level group: errors raised on purpose end a command with their own exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0].endswith(".gguf") and args[0] not in self.commands:
+            raise BadInputError(f"expected a command, found {args[0]}", hint=f"diffharness run {shlex.join(args)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -96,18 +111,31 @@ app.command("archs")(archs.archs)
 app.command("doctor")(doctor.doctor)
 
 
+class _Harmless(logging.Formatter):
+    """Log lines, the engine's own among them, that cannot steer the terminal whatever file they quote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record), LONGEST_MESSAGE)
+
+
 def _on_terminate(number: int, frame: FrameType | None) -> None:
     """End as on Ctrl-C, so that workers are stopped and half-written files removed on the way out."""
+    _say("terminated")
     sys.exit(128 + number)
 
 
 def main() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _on_terminate)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Harmless("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     log.setLevel(logging.WARNING)
     try:
         app()
+    except KeyboardInterrupt:  # outside of a command: before it began, or as it ended
+        _say("interrupted")
+        sys.exit(INTERRUPTED)
     except Exception as error:  # the outermost edge: whatever nobody foresaw
         _traceback_if_asked()
         said = (str(error).strip().splitlines() or ["no message"])[0]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from diffharness.cli._common import (
+    ARGUMENTS,
     CheckpointOption,
     ConfigOption,
     DeviceOption,
@@ -28,6 +30,7 @@ from diffharness.cli._common import (
     emit,
     make_folder,
     model_path,
+    printing,
     progress_console,
     require_writable,
     result_console,
@@ -42,6 +45,7 @@ EMBEDDED = "tiny-gemma4"
 
 
 def run(
+    ctx: typer.Context,
     model: ModelArgument = None,
     checkpoint: CheckpointOption = None,
     fixture: FixtureOption = None,
@@ -60,52 +64,71 @@ def run(
 ) -> None:
     """Run a GGUF through llama.cpp and through the reference, and say which of engine and file is at fault.
 
-    Without MODEL, the embedded Gemma 4 model runs, with its checkpoint and held-out text. Exit code: 0
-    everything agrees, 1 a verdict against engine, artifact or tokens, 2 unfit input, 125 inconclusive.
+    Without MODEL, the embedded Gemma 4 model runs, with its checkpoint and held-out text.
+
+    Exit code: 0 agree; 1 a verdict against engine, artifact or tokens; 2 unfit input; 125 inconclusive.
     """
     require_writable(json_file, markdown)
-    if out is not None:
-        make_folder(out)
     if model is None:
         model_file, checkpoint, fixture = _embedded(checkpoint, fixture)
     else:
         model_file = model_path(model)
 
-    import torch
-
     from diffharness.pipeline import RunRequest
     from diffharness.pipeline import run as run_all
+    from diffharness.report._format import clean
     from diffharness.report.terminal import print_record
     from diffharness.settings import load_engine, load_tolerances
     from diffharness.verdict import exit_code
 
     settings = load_engine(engine or "native")
     if threads is not None:
+        import torch
+
         settings = settings.changed(threads=threads)
         torch.set_num_threads(threads)
     progress = progress_console(quiet)
-    record = run_all(
-        RunRequest(
-            model=model_file,
-            engine=settings,
-            tolerances=load_tolerances(config),
-            checkpoint=checkpoint,
-            fixture=fixture,
-            n_tokens=tokens,
-            overrides=tuple(override_kv or ()),
-            device=device,
-            dtype=dtype,
-            out=out,
-            repro=_command_line(),
-            say=lambda text: progress.print(text, markup=False),
+    with _folder(out):
+        record = run_all(
+            RunRequest(
+                model=model_file,
+                engine=settings,
+                tolerances=load_tolerances(config),
+                checkpoint=checkpoint,
+                fixture=fixture,
+                n_tokens=tokens,
+                overrides=tuple(override_kv or ()),
+                device=device,
+                dtype=dtype,
+                out=out,
+                repro=shlex.join(["diffharness", *ctx.meta.get(ARGUMENTS, ())]),
+                say=lambda text: progress.print(clean(text), markup=False),
+            )
         )
-    )
-    _report(record, out, json_file, markdown)
+        _report(record, out, json_file, markdown)
     unreadable = next((f for f in record.findings if f.kind == "artifact.file" and f.leg is None), None)
     if unreadable is not None:  # no leg ran, so there is no table: the message is all
         raise ArtifactFileError(unreadable.message, hint=unreadable.evidence.get("hint"))
-    print_record(record, result_console(json_file, markdown))
+    with printing():
+        print_record(record, result_console(json_file, markdown))
     raise typer.Exit(exit_code(record.verdict, record.findings))
+
+
+@contextlib.contextmanager
+def _folder(out: Path | None) -> Iterator[None]:
+    """The run folder, there and open to writing; one that was made for a run that wrote nothing goes again."""
+    if out is None:
+        yield
+        return
+    is_new = not out.exists()
+    make_folder(out)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                out.rmdir()
+        raise
 
 
 def _embedded(checkpoint: Path | None, fixture: str | None) -> tuple[Path, Path, str]:
@@ -131,8 +154,3 @@ def _report(record: RunRecord, out: Path | None, json_file: Path | None, markdow
         write_text(out / "report.html", to_html(record))
     emit(json_file, to_json(record) if json_file else "")
     emit(markdown, to_markdown(record) if markdown else "")
-
-
-def _command_line() -> str:
-    """This very call, for whoever wants to make it again."""
-    return shlex.join(["diffharness", *sys.argv[1:]])

@@ -23,6 +23,9 @@ from diffharness.settings import EngineSettings
 
 __all__ = ["Engine", "EngineCrash", "EngineRun", "RowsToQuantize", "Vocabulary", "check_overrides"]
 
+# What llama_model_quantize refuses to make of a layer's tensor without an importance matrix.
+NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
+
 _OVERRIDE = re.compile(r"[^=]{1,127}=(int:-?\d+|float:\S+|bool:(true|false)|str:.{0,127})", re.S)
 
 
@@ -156,28 +159,39 @@ class Engine:
         return [blocks[end - size : end] for end, size in zip(ends, result["sizes"], strict=True)]
 
     def quantize_like(
-        self, model: str | os.PathLike[str], out: str | os.PathLike[str], types: Mapping[str, str]
+        self,
+        model: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        types: Mapping[str, str],
+        uniform: Mapping[str, int] | None = None,
     ) -> Path:
         """Rewrite a GGUF with each tensor in the type that `types` gives by name, by llama.cpp's own quantizer.
 
         The control of the artifact leg: a checkpoint written as F32, quantized to the artifact's types.
         Tensors that are not named, and those that llama.cpp never quantizes (norms, routers), keep theirs.
+        Types of `NEED_IMPORTANCE` are made only of tensors that `uniform` names, with row width times experts:
+        those are quantized with every weight equally important.
         """
         patterns = {f"^{re.escape(name)}$": type_name for name, type_name in types.items()}
-        return self._quantize(model, out, "Q8_0", patterns)
+        return self._quantize(model, out, "Q8_0", patterns, uniform or {})
 
     def quantize(self, model: str | os.PathLike[str], out: str | os.PathLike[str], ftype: str) -> Path:
         """Rewrite a GGUF in one of llama.cpp's mixtures, such as `Q4_K_M`."""
-        return self._quantize(model, out, ftype, {})
+        return self._quantize(model, out, ftype, {}, {})
 
     def _quantize(
-        self, model: str | os.PathLike[str], out: str | os.PathLike[str], ftype: str, types: Mapping[str, str]
+        self,
+        model: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        ftype: str,
+        types: Mapping[str, str],
+        uniform: Mapping[str, int],
     ) -> Path:
         path = Path(out).absolute()
         part = path.with_name(path.name + ".part")
         try:
             job = {"kind": "quantize_file", "out": str(part), "ftype": ftype, "types": dict(types)}
-            self._run({**job, "threads": self.settings.threads}, model)
+            self._run({**job, "uniform": dict(uniform), "threads": self.settings.threads}, model)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

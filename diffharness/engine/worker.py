@@ -227,6 +227,15 @@ def _quantize_file(session: Session, job: Job) -> dict[str, Any]:
         for item, (pattern, name) in zip(array, types.items(), strict=False):
             item.pattern, item.type = pattern.encode(), session.ggml.type_id(name, llama)
         params.tt_overrides, params.pure = array, True
+    uniform = job["uniform"]
+    if uniform:
+        # Types that llama.cpp refuses to make without an importance matrix get one that prefers nothing.
+        ones = np.ones(max(uniform.values()), dtype=np.float32)
+        weights = (llama.llama_model_imatrix_data * (len(uniform) + 1))()
+        for item, (name, size) in zip(weights, uniform.items(), strict=False):
+            item.name, item.size = name.encode(), size
+            item.data = ones.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = weights
     session.phase("quantize")
     status = llama.llama_model_quantize(os.fsencode(job["model"]), os.fsencode(job["out"]), ctypes.byref(params))
     if status != 0:

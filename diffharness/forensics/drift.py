@@ -7,8 +7,7 @@ in any one row or in any block of a row (a damaged block disappears in the mean 
 in that of a long row). F32, F16 and BF16 lose nothing but their rounding, so there every single value
 is judged. Two or three tensors are in memory at a time.
 
-Floors: `artifact.tensor_factor`, `artifact.tensor_floor`, `artifact.row_factor`, `artifact.row_floor`,
-`artifact.block_floor`.
+Floors: `artifact.tensor_factor`, `artifact.tensor_floor`, and factor and floor of `artifact.row` and `artifact.block`.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 _BLOCK_ELEMENTS = 1 << 21
+_LONG_ROW = 4  # blocks from which on a row's mean says more than its worst block
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 
 
@@ -174,22 +174,22 @@ def _tensor_error(
 
 
 def _far(sums: _RowSums, usual: float, floors: Floors) -> BoolArray:
-    """Rows [n] beyond the control, as a whole or in one of their blocks."""
+    """Rows [n] beyond the control, in one of their blocks or, where there are enough of them, as a whole."""
     assert sums.control is not None and sums.block_control is not None, "asked for only with a control"
-    rows = _beyond(sums.error, sums.power, sums.control, usual, floors, floors["artifact.row_floor"])
-    blocks = _beyond(
-        sums.block_error, sums.block_power, sums.block_control, usual, floors, floors["artifact.block_floor"]
-    )
-    return np.asarray(rows | blocks.any(axis=1))
+    blocks = _beyond(sums.block_error, sums.block_power, sums.block_control, usual, floors, "block")
+    far = np.asarray(blocks.any(axis=1))
+    if sums.block_error.shape[1] >= _LONG_ROW:
+        far |= _beyond(sums.error, sums.power, sums.control, usual, floors, "row")
+    return far
 
 
 def _beyond(
-    error: Float64Array, power: Float64Array, control: Float64Array, usual: float, floors: Floors, floor: float
+    error: Float64Array, power: Float64Array, control: Float64Array, usual: float, floors: Floors, what: str
 ) -> BoolArray:
     # A row far quieter than the rest is measured against the usual row, like a quiet token.
     power = np.maximum(power, 1e-2 * float(np.median(power)))
-    allowed = floors["artifact.row_factor"] * np.maximum(control, usual * power)
-    return np.asarray(~(error <= np.maximum(allowed, floor * power)))
+    allowed = floors[f"artifact.{what}_factor"] * np.maximum(control, usual * power)
+    return np.asarray(~(error <= np.maximum(allowed, floors[f"artifact.{what}_floor"] * power)))
 
 
 def _quantized_alike(

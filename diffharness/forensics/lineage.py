@@ -2,7 +2,8 @@
 
 A fine-tune moves every layer and nearly every matrix, by like amounts; damage stands out of a file
 that otherwise holds the checkpoint's values. Where training moved the matrices by less than their
-types lose, the vectors (norms, scalars, kept in full precision) still show it: a little, in every layer.
+types lose, the vectors (norms, scalars, kept in full precision) still show it: a little, in every layer,
+or in a few while the logits moved by more than such vectors explain.
 
 Floors: `artifact.lineage_share`, `artifact.lineage_alike`, `artifact.lineage_vector`.
 """
@@ -17,28 +18,32 @@ from diffharness.forensics.drift import TensorError
 from diffharness.legs._floors import Floors
 
 
-def differs_everywhere(tensors: Sequence[TensorError], floors: Floors) -> bool:
-    """Whether nearly every matrix, and every layer, differs from the checkpoint alike, beyond what its type loses."""
+def differs_everywhere(tensors: Sequence[TensorError], floors: Floors, *, logits_moved: bool) -> bool:
+    """Whether nearly every matrix, and every layer, differs from the checkpoint alike, beyond what its type loses.
+
+    `logits_moved`: the logits differ from the checkpoint's by more than quantization explains.
+    """
     matrices = [t for t in tensors if t.is_matrix and t.judged]
-    moved = _moved(matrices, [t for t in tensors if not t.is_matrix and t.judged], floors)
+    vectors = [t for t in tensors if not t.is_matrix and t.judged]
+    moved = _moved(matrices, vectors, floors, logits_moved)
     if not matrices or len(moved) < floors["artifact.lineage_share"] * len(matrices):
         return False
     return _layers(matrices) <= _layers(moved)
 
 
-def _moved(matrices: Sequence[TensorError], vectors: Sequence[TensorError], floors: Floors) -> list[TensorError]:
+def _moved(
+    matrices: Sequence[TensorError], vectors: Sequence[TensorError], floors: Floors, logits_moved: bool
+) -> list[TensorError]:
     """Matrices that differ as one would expect of all if one did."""
     alike = floors["artifact.lineage_alike"]
     damaged = [t for t in matrices if t.damaged]
-    if damaged:
-        usual = float(np.median([t.excess for t in damaged]))
-        return [t for t in matrices if t.damaged or t.excess >= alike * usual]
     trained = [t for t in vectors if t.damaged]
-    if trained:
+    if trained and not damaged:
         lightly = all(t.error <= floors["artifact.lineage_vector"] for t in trained)
         everywhere = len(trained) >= floors["artifact.lineage_share"] * len(vectors)
-        return [t for t in matrices if not t.exact] if lightly and everywhere else []
-    return [t for t in matrices if t.excess >= alike * (t.control or 0.0) > 0]
+        return [t for t in matrices if not t.exact] if lightly and (everywhere or logits_moved) else []
+    usual = float(np.median([t.excess for t in damaged or matrices])) if matrices else 0.0
+    return [t for t in matrices if t.damaged or t.excess >= alike * usual > 0]
 
 
 def _layers(tensors: Sequence[TensorError]) -> set[int]:

@@ -9,6 +9,7 @@ right). Values are compared as GGUF stores them, floats in float32.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,17 +21,27 @@ from diffharness.reference import archs
 from diffharness.weights.source import Metadata
 
 
-def differences(artifact: Metadata, checkpoint: Metadata, arch: str) -> list[MetadataRow]:
-    """Every hyperparameter (`<arch>.*`) that differs; keys that only one side spells out count where they matter."""
+def differences(
+    artifact: Metadata, checkpoint: Metadata, arch: str, *, n_tokens: int | None = None
+) -> list[MetadataRow]:
+    """Every hyperparameter (`<arch>.*`) that differs; keys that only one side spells out count where they matter.
+
+    `n_tokens` is the longest chunk that is run: a window that reaches further is none (the converter
+    drops Mistral's, which matters to texts that are longer than it).
+    """
     keys = sorted(k for k in {*artifact, *checkpoint} if k.startswith(f"{arch}."))
     differing = {k: checkpoint.get(k) for k in keys if not _same(artifact.get(k), checkpoint.get(k))}
     everything = repaired(artifact, differing)
-    before, after = _model(artifact), _model(everything)
+
+    def model(metadata: Metadata) -> object:
+        return _within(_model(metadata), n_tokens)
+
+    before, after = model(artifact), model(everything)
     rows = []
     for key, theirs in differing.items():
         ours = artifact.get(key)
-        alone = _model(repaired(artifact, {key: theirs})) != before
-        used = alone or _model(repaired(everything, {key: ours})) != after
+        alone = model(repaired(artifact, {key: theirs})) != before
+        used = alone or model(repaired(everything, {key: ours})) != after
         if used or (ours is not None and theirs is not None):
             rows.append(MetadataRow(key=key, artifact=ours, checkpoint=theirs, used=used))
     return rows
@@ -48,6 +59,15 @@ def _model(metadata: Metadata) -> object:
         return archs.build(metadata)
     except ArtifactFileError:
         return None
+
+
+def _within(model: Any, n_tokens: int | None) -> object:
+    """The model as texts of `n_tokens` see it."""
+    windows = getattr(model, "window", None)
+    if n_tokens is None or not isinstance(windows, tuple):
+        return model
+    reached = tuple(None if window is None or window >= n_tokens else window for window in windows)
+    return dataclasses.replace(model, window=reached)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -140,18 +140,27 @@ class TapErrors:
         return sums
 
     def row(
-        self, floor: float | None = None, token_floor: float | None = None, keep: BoolArray | None = None
+        self,
+        floor: float | None = None,
+        token_floor: float | None = None,
+        keep: BoolArray | None = None,
+        isolated: int = 0,
     ) -> TapRow:
         """The tap as a row of the table; `keep` [n_tokens] leaves tokens out of the judgement.
 
-        Without floors nothing is judged: `ok` and `first_token` stay null.
+        Without floors nothing is judged: `ok` and `first_token` stay null. Where the mean is above its floor, up
+        to `isolated` tokens may be left out of it, the worst ones; their own floor they must still keep.
         """
         tokens = self.judged.per_token()
         if keep is not None:
             tokens = np.where(keep, tokens, 0.0)
         worst = int(tokens.argmax()) if tokens.size else None
-        local = self.local.nmse(keep) if self.local else None
         whole = self.own or self.judged
+        kept = keep
+        if floor is not None and isolated and self.judged.nmse(keep) > floor:
+            without = self._without_worst(tokens, keep, isolated)
+            kept = without if self.judged.nmse(without) <= floor else keep
+        local = self.local.nmse(kept) if self.local else None
         row = TapRow(
             tap=self.tap,
             nmse=self.own.nmse() if self.own else None,
@@ -161,14 +170,21 @@ class TapErrors:
             worst_token=worst,
             worst_token_nmse=None if worst is None else float(tokens[worst]),
             floor=floor,
-            left_out=0 if keep is None else int((self.judged.seen & ~keep).sum()),
+            left_out=0 if kept is None else int((self.judged.seen & ~kept).sum()),
         )
         if floor is not None and token_floor is not None:
             above = np.flatnonzero(~(tokens <= token_floor))
-            row.ok = bool(above.size == 0 and self.judged.nmse(keep) <= floor)
+            row.ok = bool(above.size == 0 and self.judged.nmse(kept) <= floor)
             if not row.ok:
                 row.first_token = int(above[0]) if above.size else worst
         return row
+
+    def _without_worst(self, tokens: Float64Array, keep: BoolArray | None, count: int) -> BoolArray:
+        """`keep` less the tokens that make most of the error."""
+        kept = self.judged.seen.copy() if keep is None else self.judged.seen & keep
+        error = np.where(kept & np.isfinite(tokens), self.judged.error, -1.0)
+        kept[np.argsort(error)[-min(count, len(error) - 1) :]] = False
+        return kept
 
 
 class TapComparison:

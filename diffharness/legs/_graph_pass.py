@@ -2,7 +2,8 @@
 
 Floors (`configs/tolerances.yaml`): `graph.local` for a tap over all tokens, `graph.local_token` for
 any one token of it, `graph.logits` for the logits end to end. `graph.local.<tap>` and
-`graph.local_token.<tap>` override the first two for one tap, named without its layer.
+`graph.local_token.<tap>` override the first two for one tap, named without its layer. Behind a table of
+GELU, whose steps are coarse, `graph.isolated_share` of the tokens may be left out of the mean.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from diffharness.taps import LAYER_TAPS, layer_tap, split
 IntArray = NDArray[np.int64]
 
 _AFTER_ROUTER = frozenset(LAYER_TAPS[LAYER_TAPS.index("moe_logits") + 1 :])
+_AFTER_GELU = frozenset(LAYER_TAPS[LAYER_TAPS.index("ffn_act") :])
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,18 @@ class PassResult:
 
     @property
     def logits_ok(self) -> bool:
-        return self.logits is None or self.logits.nmse <= self.logits_floor
+        """Whether the logits were compared end to end, and agree."""
+        return self.logits is not None and self.logits.nmse <= self.logits_floor
 
     @property
     def ok(self) -> bool:
         """Locally within the floors; end to end decides only where the local comparison has holes."""
         return not self.failing and (self.complete or self.logits_ok)
+
+    @property
+    def undecided(self) -> bool:
+        """Nothing fails, but some layers were not compared locally and no logits speak for them."""
+        return not self.failing and not self.complete and self.logits is None
 
     def summary(self) -> GraphPass:
         worst = max(self.judged, key=judged_nmse, default=None)
@@ -102,6 +110,9 @@ def judge_pass(
     rows: list[TapRow] = []
     series: list[tuple[TapErrors, Float64Array, float]] = []
     ties: dict[int, BoolArray] = {}
+    isolated = 0
+    if any(name.startswith("gelu") for name in arithmetic):
+        isolated = max(1, int(floors.get("graph.isolated_share", 0.0) * comparison.n_tokens))
     for errors in comparison.taps:
         layer, name = split(errors.tap)
         floor, token_floor = _floor("graph.local", name, floors), _floor("graph.local_token", name, floors)
@@ -116,7 +127,7 @@ def judge_pass(
         if nothing_left or not (errors.local is not None or layer == 0 or name == "token_embd"):
             rows.append(errors.row(keep=keep))
             continue
-        rows.append(errors.row(floor, token_floor, keep))
+        rows.append(errors.row(floor, token_floor, keep, isolated if name in _AFTER_GELU else 0))
         tokens = errors.judged.per_token()
         series.append((errors, tokens if keep is None else np.where(keep, tokens, 0.0), token_floor))
     if not series:

@@ -86,7 +86,8 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
     kind: VerdictKind = "artifact.lineage" if is_other_model(inputs, floors) else "artifact.weights"
     if damaged or drift.missing:
         findings.append(_weights_finding(kind, damaged, drift, pattern, inputs, excess))
-    elif excess and not used and not broken:
+    elif excess and not used and not broken and not any(t.note for t in drift.tensors):
+        # Values rounded on the way (a note) lose what the control, made from the checkpoint itself, keeps.
         findings.append(_unexplained_finding(kind, inputs, excess))
     findings += _information(inputs, drift)
     guilty = any(finding.kind for finding in findings)
@@ -107,16 +108,25 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
 
 
 def kl_excess(inputs: ArtifactInputs, floors: Floors) -> float | None:
-    """Mean KL over what the control's allows, where it is above; None where it is not, or without a control."""
-    if inputs.logits is None or inputs.control_logits is None:
+    """Mean KL over what the control's allows, where it is above; None where it is not, or without a control.
+
+    The median must be above its own limit as well: a mean alone can be one position, or one token of a
+    mixture of experts that was routed otherwise.
+    """
+    ours, control = inputs.logits, inputs.control_logits
+    if ours is None or control is None:
         return None
-    limit = floors["artifact.kl_factor"] * inputs.control_logits.kl_mean + floors["artifact.kl_floor"]
-    return None if inputs.logits.kl_mean <= limit else inputs.logits.kl_mean / limit
+    factor, floor = floors["artifact.kl_factor"], floors["artifact.kl_floor"]
+    limit = factor * control.kl_mean + floor
+    if ours.kl_mean <= limit or ours.kl_median <= factor * control.kl_median + floor:
+        return None
+    return ours.kl_mean / limit
 
 
 def is_other_model(inputs: ArtifactInputs, floors: Floors) -> bool:
     """Sound, but not from this checkpoint: it differs everywhere alike, and perplexity is good."""
-    if inputs.drift is None or not differs_everywhere(inputs.drift.tensors, floors):
+    moved = kl_excess(inputs, floors) is not None
+    if inputs.drift is None or not differs_everywhere(inputs.drift.tensors, floors, logits_moved=moved):
         return False
     theirs, own = inputs.perplexity.get("checkpoint"), inputs.perplexity.get("artifact")
     candidates = [own, *(row.repaired_ppl for row in inputs.metadata)]
@@ -263,7 +273,7 @@ def _tensor(t: TensorError) -> str:
     if t.note and not math.isfinite(t.error):
         return f"{t.name} ({t.note})"
     control = "" if t.control is None else f", control {t.control:.1e}"
-    rows = f", {t.far_rows} rows beyond it" if 0 < t.far_rows and t.error <= t.limit else ""
+    rows = f", {t.far_rows} rows beyond it" if t.far_rows > 0 and t.error <= t.limit else ""
     return f"{t.name} ({t.type}, NMSE {t.error:.1e}{control}{rows})"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffharness.errors import InconclusiveError
 from diffharness.legs._compare import unmatched
 from diffharness.legs._graph_pass import GraphShape, PassResult, judge_pass, judged_nmse
 from diffharness.records import Divergence, Finding, GraphLeg, Unmatched
@@ -38,6 +39,11 @@ def judge(
 ) -> GraphOutcome:
     """The leg from its one or two passes; InconclusiveError if the two sides share no tap."""
     lone = unmatched(engine_taps, reference_taps)
+    if definition.undecided:
+        raise InconclusiveError(
+            "not every layer could be compared locally, and the engine gave no logits to compare end to end",
+            hint="check that the engine exposes layer_out and logits",
+        )
     final = definition if conventions is None or definition.ok else conventions
     needed = explaining(definition, final) if final is conventions and final.ok else []
     leg = GraphLeg(

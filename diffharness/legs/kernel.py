@@ -10,7 +10,7 @@ from diffharness.legs._compare import logit_stats
 from diffharness.metrics import LogitComparison
 from diffharness.records import KernelLeg
 
-NOT_BUILT = "node replay is not built yet; native against strict is given as numbers, end to end"
+NOT_BUILT = "numbers only: this version does not replay single nodes, so nothing is judged"
 
 
 def numbers(logits: LogitComparison | None, *, reason: str | None = None) -> KernelLeg:

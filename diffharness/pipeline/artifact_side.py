@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffharness.engine.runner import Engine, EngineCrash
+from diffharness.engine.runner import NEED_IMPORTANCE, Engine, EngineCrash
 from diffharness.errors import OutputError
 from diffharness.forensics.drift import tensor_errors
 from diffharness.forensics.metadata import differences, repaired
@@ -66,7 +66,8 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
         with step("tensors"):
             say("comparing tensors with the checkpoint's")
             drift = tensor_errors(artifact, checkpoint, control, work.floors)
-        metadata = differences(artifact.metadata, checkpoint.metadata, artifact.arch)
+        longest = max(map(len, fixture.chunks()))
+        metadata = differences(artifact.metadata, checkpoint.metadata, artifact.arch, n_tokens=longest)
         with step("repaired metadata"):
             _repair(metadata, artifact, work.inputs, precision)
     finally:
@@ -90,14 +91,20 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
 def make_control(work: Work, checkpoint: Checkpoint) -> GgufFile | None:
     """The checkpoint with each tensor in the artifact's type, by ggml's own quantizer.
 
-    None where the engine cannot make it (types that need an importance matrix, a build that dies); the
-    tensors are then compared without a control.
+    None where the engine cannot make it (types it does not know, a build that dies); the tensors are then
+    compared without a control. No importance matrix is at hand, so that every weight is as important.
     """
     plain, out = work.folder / "checkpoint.f32.gguf", work.folder / "control.gguf"
-    types = {name: info.type for name, info in work.inputs.artifact.tensors.items() if name in checkpoint.tensors}
+    shared = {name: info for name, info in work.inputs.artifact.tensors.items() if name in checkpoint.tensors}
+    types = {name: info.type for name, info in shared.items()}
+    uniform = {
+        name: info.shape[-1] * (info.shape[0] if len(info.shape) > 2 else 1)
+        for name, info in shared.items()
+        if info.type in NEED_IMPORTANCE
+    }
     try:
         checkpoint_to_gguf(checkpoint, plain)
-        Engine(work.request.engine).quantize_like(plain, out, types)
+        Engine(work.request.engine).quantize_like(plain, out, types, uniform)
         return open_gguf(out)
     except (EngineCrash, OutputError) as error:
         work.request.say(f"no control: {error.message}")

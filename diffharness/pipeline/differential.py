@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from diffharness import __version__, verdict
-from diffharness.engine.runner import EngineRun
+from diffharness.engine.runner import EngineCrash, EngineRun, check_overrides
 from diffharness.errors import ArtifactFileError, InconclusiveError, UnsupportedError
 from diffharness.fixture import Fixture
 from diffharness.legs import artifact as artifact_leg
@@ -20,9 +15,10 @@ from diffharness.legs import settings as settings_leg
 from diffharness.legs.graph import GraphOutcome
 from diffharness.machine import this_machine
 from diffharness.metrics import compare_logits, mean_nll, nll_per_position, perplexity
-from diffharness.pipeline import artifact_side, engine_runs, reference_runs
+from diffharness.pipeline import artifact_side, early, engine_runs, overrides, reference_runs
 from diffharness.pipeline.artifact_side import ArtifactSide
 from diffharness.pipeline.engine_runs import EngineRuns
+from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.inputs import Inputs, open_inputs
 from diffharness.pipeline.reference_runs import GraphRuns, Logits, Precision
 from diffharness.pipeline.request import RunRequest
@@ -42,42 +38,57 @@ from diffharness.records import (
     Scores,
     Subject,
 )
+from diffharness.reference.runner import Reference
 from diffharness.weights.check import non_finite
 
 
 def run(request: RunRequest) -> RunRecord:
     """The whole differential run.
 
-    Raises BadInputError for unfit inputs; an artifact that is no readable GGUF is not an error but the
-    verdict `artifact.file`. With `request.out` the run folder keeps the record's captures.
+    Raises BadInputError for unfit inputs. What ends a run early and is a verdict comes back as a record: an
+    artifact that is no readable GGUF, an engine that dies over the text, nothing that could be compared.
+    With `request.out` the run folder keeps the captures.
     """
+    check_overrides(request.overrides)
     timings = Timings()
     with timings.step("total"):
-        try:
-            with timings.step("open"):
-                inputs = open_inputs(
-                    request.model, request.checkpoint, request.fixture, request.n_tokens, request.engine
-                )
-        except UnsupportedError:
-            raise
-        except ArtifactFileError as error:
-            return _unreadable(request, error)
+        record = _ended(request, timings)
+    record.timings = timings.seconds
+    return record
+
+
+def _ended(request: RunRequest, timings: Timings) -> RunRecord:
+    try:
+        with timings.step("open"):
+            inputs = open_inputs(request.model, request.checkpoint, request.fixture, request.n_tokens, request.engine)
         before = _stamps(inputs)
-        with _folder(request.out) as folder:
+        with run_folder(request.out) as folder:
             record = _run(Work(request, inputs, folder, timings))
         if _stamps(inputs) != before:
             raise InconclusiveError(
                 f"{inputs.artifact.label} or its checkpoint changed while they were being run",
                 hint="the legs saw different files; wait until nothing writes to them, and run again",
             )
-    record.timings = timings.seconds
-    return record
+        return record
+    except UnsupportedError:
+        raise
+    except ArtifactFileError as error:
+        return early.no_model(request, error)
+    except EngineCrash as crash:
+        return early.no_tokens(request, crash)
+    except InconclusiveError as error:
+        return early.nothing_compared(request, error)
 
 
 def _run(work: Work) -> RunRecord:
     request, inputs = work.request, work.inputs
     precision = Precision(request.dtype, request.device)
-    findings: list[Finding] = list(inputs.tokens.findings)
+    # refuses a device that is not there before the engine has worked for it
+    Reference(inputs.artifact, dtype=request.dtype, device=request.device)
+    findings: list[Finding] = [
+        *inputs.tokens.findings,
+        *overrides.check(request.overrides, inputs.artifact.kv_types),
+    ]
     with work.timings.step("scan"):
         request.say(f"reading {inputs.artifact.label} for values that are not finite")
         broken = {found.tensor: found.count for found in non_finite(inputs.artifact)}
@@ -194,6 +205,7 @@ def _subject(request: RunRequest, inputs: Inputs, engine: EngineRuns) -> Subject
         if checkpoint is None
         else CheckpointSubject(
             path=str(request.checkpoint),
+            sha256=checkpoint.sha256(),
             arch=checkpoint.arch,
             model_type=checkpoint.config.get("model_type"),
             types=_types(checkpoint),
@@ -226,31 +238,7 @@ def _types(source: object) -> dict[str, int]:
     return counts
 
 
-def _unreadable(request: RunRequest, error: ArtifactFileError) -> RunRecord:
-    evidence = {"offset": error.offset, "tensor": error.tensor, "hint": error.hint}
-    finding = Finding(kind="artifact.file", leg=None, message=error.message, evidence=evidence)
-    return RunRecord(
-        verdict=verdict.decide([finding], Legs()),
-        findings=[finding],
-        subject=Subject(artifact=ArtifactSubject(path=str(request.model))),
-        repro=request.repro,
-    )
-
-
 def _stamps(inputs: Inputs) -> list[tuple[str, int, int]]:
     """Path, size and time of every file that the legs read one after another."""
     paths = [*inputs.artifact.paths, *(inputs.checkpoint.paths if inputs.checkpoint else [])]
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-
-
-@contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
-    """The run folder, or a temporary one that goes when the run ends."""
-    if out is not None:
-        yield out
-        return
-    folder = Path(tempfile.mkdtemp(prefix="diffharness-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

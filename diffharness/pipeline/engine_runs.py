@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffharness.engine.runner import Engine, EngineCrash, EngineRun
 from diffharness.engine.strict import strict_settings, write_strict
-from diffharness.engine.survive import Survival, survive
+from diffharness.engine.survive import survive
 from diffharness.legs import settings as settings_leg
 from diffharness.metrics import compare_logits
+from diffharness.pipeline.crashes import crash_finding
 from diffharness.pipeline.work import Work
 from diffharness.records import Finding, SettingsPair
 from diffharness.settings import EngineSettings
 
+log = logging.getLogger("diffharness")
 _EVERY_TAP: None = None
 _RESIDUALS = ("token_embd", "blk.*.layer_out")  # enough to split the graph in every layer
 _NO_CALLBACK: Sequence[str] = ()
@@ -77,32 +80,14 @@ def _run(
     request.say(f"engine: {what}")
     with work.timings.step(f"engine: {what}"):
         try:
-            return Engine(settings).capture(model, chunks, out, taps=taps, overrides=request.overrides, meta=meta)
+            run = Engine(settings).capture(model, chunks, out, taps=taps, overrides=request.overrides, meta=meta)
+            for line in run.log:
+                log.debug("llama.cpp: %s", line)
+            return run
         except EngineCrash as crash:
             request.say(f"the engine died ({crash.message}); looking for settings that survive")
             found = survive(crash, settings, model, chunks, out, taps=taps, overrides=request.overrides, meta=meta)
-            runs.findings.append(_finding(what, crash, found))
+            runs.findings.append(crash_finding(what, crash, found))
             if found.run is None:
                 runs.reason = f"the engine {'refused' if crash.kind == 'refused' else 'died'} ({what}): {crash.message}"
             return found.run
-
-
-def _finding(what: str, crash: EngineCrash, found: Survival) -> Finding:
-    node = found.node
-    at = f" in node {node.get('node')} ({node.get('op')})" if node else ""
-    if crash.kind == "refused":
-        # Not a death: the engine says no in its own words, and another build may say yes.
-        message = f"the engine refuses the artifact ({what}): {crash.message}"
-        return Finding(kind="inconclusive", leg=None, message=message, evidence=crash.as_dict())
-    cure = f"; it survives with {found.label}" if found.label else "; no settings that were tried survive"
-    return Finding(
-        kind="engine.crash",
-        leg=None,
-        message=f"the engine died ({what}){at}: {crash.message}{cure}",
-        evidence={
-            **crash.as_dict(),
-            "node": node or None,
-            "survives": found.label,
-            "tried": [{"label": a.label, "changes": a.changes, "outcome": a.outcome} for a in found.tried],
-        },
-    )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffharness import fixture as fixtures
-from diffharness.engine.runner import Engine
+from diffharness.engine.runner import Engine, EngineCrash
 from diffharness.errors import CheckpointError, FixtureError, UnsupportedError
 from diffharness.fixture import Fixture
 from diffharness.legs import tokens as tokens_leg
 from diffharness.legs.tokens import TokensOutcome
+from diffharness.pipeline.crashes import crash_finding
+from diffharness.reference import archs
 from diffharness.settings import EngineSettings
 from diffharness.tokenizer import CheckpointTokenizer, gguf_tokenizer_sha256
 from diffharness.weights.check import check_model
 from diffharness.weights.checkpoint import Checkpoint
 from diffharness.weights.gguf_file import GgufFile, open_gguf
 
+EMBEDDING = "token_embd.weight"
 DEFAULT_TEXT = "english"
 DEFAULT_TOKENS = 512
 
@@ -47,12 +51,16 @@ def open_artifact(path: Path) -> GgufFile:
             hint="the reference would leave them out, and so compute another model than the file says",
             tensor=extra[0],
         )
+    archs.build(artifact.metadata)  # says what the reference does not know before anything runs
     return artifact
 
 
 def open_checkpoint(folder: Path, artifact: GgufFile) -> Checkpoint:
     """The checkpoint; CheckpointError if it is of another architecture or other sizes than the artifact."""
     checkpoint = Checkpoint(folder)
+    if checkpoint.tensors[EMBEDDING].shape[0] > artifact.tensors[EMBEDDING].shape[0]:
+        # Converters drop padding behind the vocabulary's last token.
+        checkpoint = Checkpoint(folder, n_vocab=artifact.tensors[EMBEDDING].shape[0])
     if checkpoint.arch != artifact.arch:
         raise CheckpointError(
             f"{checkpoint.label} is a {checkpoint.arch} model, the artifact {artifact.label} says {artifact.arch}",
@@ -77,49 +85,22 @@ def choose_fixture(
 ) -> tuple[Fixture, TokensOutcome]:
     """The fixture's first tokens, fit for the artifact, and what the tokens leg says of its text.
 
-    A text is tokenized by the artifact's own vocabulary in llama.cpp, or by the checkpoint's tokenizer
-    if the artifact has none. A model with neither needs a fixture of ids.
+    A text is tokenized by the artifact's own vocabulary in llama.cpp, or by the checkpoint's tokenizer if
+    that cannot be done. A model with neither needs a fixture of ids. Raises EngineCrash where llama.cpp
+    dies over a text that nothing else can tokenize.
     """
-    tokenizer = None
-    if checkpoint is not None and checkpoint.tokenizer_path is not None:
-        tokenizer = CheckpointTokenizer(checkpoint.tokenizer_path)
     path = fixtures.resolve(name or DEFAULT_TEXT)
     loaded = fixtures.load_fixture(path) if path.suffix == ".json" else None
     text = fixtures.read_text(path) if loaded is None else loaded.text if loaded.whole_text else None
-    encoded = _engine_ids(artifact, text, engine) if text is not None else None
-    outcome = _compare_tokenizers(artifact, tokenizer, text, encoded)
-    if loaded is not None:
-        found = loaded
-    elif encoded is not None:
-        found = fixtures.from_text(
-            text or "",
-            encoded.__getitem__,
-            name=path.stem,
-            tokenizer_kind="gguf",
-            tokenizer_sha256=gguf_tokenizer_sha256(artifact.metadata),
-            provenance={"text": path.name, "tokenizer": artifact.label},
-        )
-    elif tokenizer is not None:
-        found = fixtures.from_text(
-            text or "",
-            tokenizer.encode,
-            name=path.stem,
-            tokenizer_kind="tokenizer.json",
-            tokenizer_sha256=tokenizer.sha256,
-            provenance={"text": path.name, "tokenizer": tokenizer.label},
-        )
-    else:
-        raise FixtureError(
-            f"{artifact.label} has no tokenizer to make tokens of the text {path.name} with",
-            hint="give a fixture of ids (--fixture FILE.json), or a checkpoint with tokenizer.json",
-        )
-    wanted = n_tokens if n_tokens is not None else min(len(found.ids), max(DEFAULT_TOKENS, found.chunk))
-    found = found.first(wanted)
+    tokenizer = None
+    if checkpoint is not None and checkpoint.tokenizer_path is not None:
+        tokenizer = CheckpointTokenizer(checkpoint.tokenizer_path)
+    encoded, crash = _engine_ids(artifact, text, engine)
+    found = loaded or _from_text(path, text or "", artifact, tokenizer, encoded, crash)
+    outcome = _compare_tokenizers(artifact, tokenizer, text, encoded, crash)
+    _check_ids(found, artifact, tokenizer, text, encoded)
+    found = found.first(n_tokens if n_tokens is not None else min(len(found.ids), max(DEFAULT_TOKENS, found.chunk)))
     found.check_vocab(artifact.vocab_size)
-    if found.tokenizer_kind == "gguf" and (sha256 := gguf_tokenizer_sha256(artifact.metadata)) is not None:
-        found.check_tokenizer("gguf", sha256, artifact.label)
-    elif found.tokenizer_kind == "tokenizer.json" and tokenizer is not None:
-        found.check_tokenizer("tokenizer.json", tokenizer.sha256, tokenizer.label)
     return found, outcome
 
 
@@ -136,19 +117,95 @@ def open_inputs(
     return inputs
 
 
-def _engine_ids(artifact: GgufFile, text: str, engine: EngineSettings) -> dict[str, list[int]] | None:
-    """Ids of the text and of the empty text by the artifact's own vocabulary; None if it has none."""
-    if "tokenizer.ggml.tokens" not in artifact.metadata:
-        return None
+Encoded = dict[str, list[int]]  # a text's ids, and the empty text's
+
+
+def _engine_ids(
+    artifact: GgufFile, text: str | None, engine: EngineSettings
+) -> tuple[Encoded | None, EngineCrash | None]:
+    """Ids by the artifact's own vocabulary; None if there is no text or no vocabulary, or llama.cpp dies over it."""
+    if text is None or "tokenizer.ggml.tokens" not in artifact.metadata:
+        return None, None
     texts = [text, ""]
-    return dict(zip(texts, Engine(engine).tokenize(artifact.paths[0], texts, parse_special=False), strict=True))
+    try:
+        ids = Engine(engine).tokenize(artifact.paths[0], texts, parse_special=False)
+    except EngineCrash as crash:
+        return None, crash
+    return dict(zip(texts, ids, strict=True)), None
+
+
+def _from_text(
+    path: Path,
+    text: str,
+    artifact: GgufFile,
+    tokenizer: CheckpointTokenizer | None,
+    encoded: Encoded | None,
+    crash: EngineCrash | None,
+) -> Fixture:
+    if encoded is not None:
+        return fixtures.from_text(
+            text,
+            encoded.__getitem__,
+            name=path.stem,
+            tokenizer_kind="gguf",
+            tokenizer_sha256=gguf_tokenizer_sha256(artifact.metadata),
+            provenance={"text": path.name, "tokenizer": artifact.label},
+        )
+    if tokenizer is not None:
+        return fixtures.from_text(
+            text,
+            tokenizer.encode,
+            name=path.stem,
+            tokenizer_kind="tokenizer.json",
+            tokenizer_sha256=tokenizer.sha256,
+            provenance={"text": path.name, "tokenizer": tokenizer.label},
+        )
+    if crash is not None:
+        raise crash
+    raise FixtureError(
+        f"{artifact.label} has no tokenizer to make tokens of the text {path.name} with",
+        hint="give a fixture of ids (--fixture FILE.json), or a checkpoint with tokenizer.json",
+    )
+
+
+def _check_ids(
+    fixture: Fixture,
+    artifact: GgufFile,
+    tokenizer: CheckpointTokenizer | None,
+    text: str | None,
+    encoded: Encoded | None,
+) -> None:
+    """Raise FixtureError if the fixture's ids are another tokenizer's."""
+    sha256 = gguf_tokenizer_sha256(artifact.metadata)
+    if sha256 is not None:
+        fixture.check_tokenizer("gguf", sha256, artifact.label)
+    if tokenizer is not None:
+        fixture.check_tokenizer("tokenizer.json", tokenizer.sha256, tokenizer.label)
+    elif fixture.tokenizer_kind == "tokenizer.json" and text is not None and encoded is not None:
+        # No checkpoint to hold the fixture's hash against: the artifact's own ids must then be the same.
+        pieces = artifact.metadata["tokenizer.ggml.tokens"]
+        found = fixtures.first_difference(fixture.ids, encoded[text], lambda token: _piece(pieces, token))
+        if found is not None:
+            raise FixtureError(
+                f"fixture {fixture.name!r} was made with another tokenizer than {artifact.label} has: at position "
+                f"{found.position} it holds {found.id_a}, the artifact's vocabulary gives {found.id_b}",
+                hint="make one that fits with `diffharness fixture new`, or give the checkpoint it was made with",
+            )
 
 
 def _compare_tokenizers(
-    artifact: GgufFile, tokenizer: CheckpointTokenizer | None, text: str | None, encoded: dict[str, list[int]] | None
+    artifact: GgufFile,
+    tokenizer: CheckpointTokenizer | None,
+    text: str | None,
+    encoded: Encoded | None,
+    crash: EngineCrash | None,
 ) -> TokensOutcome:
     if text is None:
         return tokens_leg.not_run("the fixture holds ids without their text")
+    if crash is not None:
+        outcome = tokens_leg.not_run(f"the engine does not tokenize: {crash.message}")
+        outcome.findings.append(crash_finding("tokenizing", crash))
+        return outcome
     if tokenizer is None:
         return tokens_leg.not_run("there is no checkpoint with a tokenizer.json to compare with")
     if encoded is None:
@@ -158,5 +215,9 @@ def _compare_tokenizers(
         tokenizer.encode(text),
         encoded[text],
         checkpoint_piece=tokenizer.piece,
-        artifact_piece=lambda token: str(pieces[token]) if 0 <= token < len(pieces) else f"<id {token}>",
+        artifact_piece=lambda token: _piece(pieces, token),
     )
+
+
+def _piece(pieces: Sequence[str], token: int) -> str:
+    return str(pieces[token]) if 0 <= token < len(pieces) else f"<id {token}>"

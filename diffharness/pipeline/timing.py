@@ -1,10 +1,13 @@
-"""Seconds by step."""
+"""Seconds by step; told as they pass where somebody asks for more with -v."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+log = logging.getLogger("diffharness")
 
 
 class Timings:
@@ -19,4 +22,6 @@ class Timings:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+            took = time.monotonic() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + took
+            log.info("%s: %.1f s", name, took)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from diffharness.errors import ArtifactFileError
+from diffharness.errors import ArtifactFileError, UnsupportedError
 from diffharness.reference.ops import NO_SCALING, RopeScaling
 from diffharness.weights.source import Metadata
 
@@ -95,7 +95,7 @@ class HyperParameters:
         if kind == "linear":
             return RopeScaling(freq_scale=1.0 / factor)
         if kind != "yarn":
-            raise ArtifactFileError(
+            raise UnsupportedError(
                 f"metadata key `{self.key('rope.scaling.type')}`: expected none, linear or yarn, found {kind!r}"
             )
         # `attn_factor` multiplies the default; `yarn_attn_factor` is the model's own `attention_factor`, in its place.

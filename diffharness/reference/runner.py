@@ -219,5 +219,8 @@ def _usable(device: str) -> torch.device:
         found = torch.device(device)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"expected a device that torch can use, found {device!r}: {error}") from error
+        said = str(error).partition("\n")[0].partition(". ")[0]
+        raise SettingsError(
+            f"expected a device that torch can use, found {device!r}: {said}", hint="cpu always works"
+        ) from error
     return found

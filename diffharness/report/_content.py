@@ -9,10 +9,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from diffharness.records import LEG_NAMES, Divergence, Finding, Leg, RunRecord, Score, TapRow
+from diffharness.records import (
+    LEG_NAMES,
+    Divergence,
+    EngineSubject,
+    Finding,
+    LayerRow,
+    Leg,
+    LegName,
+    LogitStats,
+    RunRecord,
+    Score,
+    TapRow,
+)
 from diffharness.report._format import NONE, clean, cosine, decimals, percent, scientific, size
+from diffharness.settings import EngineSettings
 
 WORST_TAPS = 10
+COMMAND = 4000  # characters of a command line: whole, unless somebody means harm
+_SAME = 0.9999  # a cosine from here on says nothing that the NMSE does not say better
+
+_COMPARES: dict[LegName, str] = {
+    "tokens": "tokenizer.json vs GGUF",
+    "graph": "strict vs reference",
+    "kernel": "native vs strict",
+    "settings": "callback off vs on",
+    "artifact": "artifact vs checkpoint",
+}
 
 
 class Table(NamedTuple):
@@ -41,38 +64,54 @@ def subject(record: RunRecord) -> list[tuple[str, str]]:
         engine = about.engine
         build = _joined([f"llama.cpp {engine.version or 'of unknown version'}", engine.commit])
         rows.append(("engine", build))
-        shown = {k: v for k, v in engine.settings.items() if v is not None and k != "name"}
-        if shown:
-            rows.append(("settings", clean(_pairs(shown))))
+        if engine.settings:
+            rows.append(("settings", _settings(engine)))
         if engine.overrides:
             rows.append(("overrides", clean(", ".join(engine.overrides))))
     if about.machine:
-        rows.append(("machine", clean(_pairs(about.machine), 200)))
+        rows.append(("machine", _machine(about.machine)))
     return rows
 
 
 def legs(record: RunRecord) -> Table:
-    """One row per leg: status, numbers of its logits, and why."""
-    head = ("leg", "status", "logits NMSE", "mean KL", "p99 KL", "top-1", "note")
-    rows = []
+    """One row per leg: what it compares, status, numbers of its logits, and why; the artifact's control below it."""
+    head = ("leg", "compares", "status", "logits NMSE", "mean KL", "p99 KL", "top-1", "note")
+    rows: list[tuple[str, ...]] = []
     for name in LEG_NAMES:
         leg = record.legs.get(name)
-        logits = leg.logits
-        numbers = (
-            (scientific(logits.nmse), scientific(logits.kl_mean), scientific(logits.kl_p99), percent(logits.top1))
-            if logits is not None
-            else (NONE,) * 4
-        )
-        rows.append((name, leg.status.replace("_", " "), *numbers, clean(leg.reason or "", 160)))
+        rows.append((name, _COMPARES[name], _status(leg), *_numbers(leg.logits), _note(record, leg)))
+    control = record.legs.artifact.control
+    if control is not None:
+        note = "the checkpoint freshly quantized to the artifact's types: what these types lose"
+        rows.append(("control", "control vs checkpoint", NONE, *_numbers(control), note))
     return Table("Legs", head, rows)
 
 
+def _status(leg: Leg) -> str:
+    if leg.status == "not_run" and leg.logits is not None:
+        return "not judged"
+    return leg.status.replace("_", " ")
+
+
+def _numbers(logits: LogitStats | None) -> tuple[str, str, str, str]:
+    if logits is None:
+        return NONE, NONE, NONE, NONE
+    return scientific(logits.nmse), scientific(logits.kl_mean), scientific(logits.kl_p99), percent(logits.top1)
+
+
+def _note(record: RunRecord, leg: Leg) -> str:
+    """Why; nothing where the verdict's summary has said it already."""
+    reason = (leg.reason or "").strip()
+    return "see the verdict" if reason and reason in record.verdict.summary else clean(reason, 240)
+
+
 def scores(record: RunRecord) -> list[tuple[str, str]]:
-    """Perplexities: who scored what, and the number."""
+    """Perplexities: who scored what, and the number; the checkpoint first, as what the others are measured by."""
     named: list[tuple[str, Score]] = []
-    named += [(f"reference on {what}", score) for what, score in record.scores.reference.items()]
-    named += [(f"engine, {what}", score) for what, score in record.scores.engine.items()]
-    return [(clean(name, 40), decimals(score.ppl)) for name, score in named]
+    ordered = sorted(record.scores.reference.items(), key=lambda item: item[0] != "checkpoint")
+    named += [(f"reference on {what}", score) for what, score in ordered]
+    named += [(f"engine: {what}", score) for what, score in record.scores.engine.items()]
+    return [(clean(name, 60), decimals(score.ppl)) for name, score in named]
 
 
 def divergence(record: RunRecord) -> str | None:
@@ -80,11 +119,11 @@ def divergence(record: RunRecord) -> str | None:
     found = record.first_divergence
     if found is None:
         return None
-    text = f"first divergence in the {found.leg} leg at {found.tap}"
+    text = f"First divergence in the {found.leg} leg at {found.tap}"
     if found.token is not None:
         text += f", token {found.token}"
         if found.position is not None and found.position != found.token:
-            text += f" (position {found.position} of its chunk)"
+            text += f" (position {found.position} of its chunk, counted from 0)"
     return clean(f"{text}: NMSE {scientific(found.nmse)} end to end{_local(found)}")
 
 
@@ -95,29 +134,63 @@ def affected(record: RunRecord) -> str | None:
     return "; ".join(shown) or None
 
 
+def spread(record: RunRecord) -> list[tuple[str, str]]:
+    """Where in the model and in the text a failing graph leg fails: by kind of layer and by position."""
+    graph = record.legs.graph
+    if graph.status != "fail":
+        return []
+    kinds: dict[str, list[LayerRow]] = {}
+    for row in graph.per_layer:
+        kinds.setdefault(row.kind, []).append(row)
+    layers = [_kind(kind, rows) for kind, rows in kinds.items()]
+    positions = [
+        f"{_span(row.start, row.stop)} {'ok' if row.ok else 'fails'}, worst token {scientific(row.nmse_local)}"
+        for row in graph.per_position
+    ]
+    lines = [("Layers", layers), ("Positions", positions)]
+    return [(label, clean("; ".join(parts), 600)) for label, parts in lines if parts]
+
+
+def _kind(kind: str, rows: Sequence[LayerRow]) -> str:
+    worst = max(rows, key=lambda row: float("inf") if row.nmse_local != row.nmse_local else row.nmse_local)
+    n_failing = sum(not row.ok for row in rows)
+    at = f" at {worst.tap}" if worst.tap else ""
+    return f"{kind}: {n_failing} of {len(rows)} fail, worst local NMSE {scientific(worst.nmse_local)}{at}"
+
+
+def _span(start: int, stop: int) -> str:
+    return str(start) if stop == start + 1 else f"{start}-{stop - 1}"
+
+
 def worst_taps(record: RunRecord, most: int = WORST_TAPS) -> Table | None:
-    """The taps with the largest local error: of the graph leg, or of the artifact leg where only that has any."""
-    graph = bool(record.legs.graph.taps)
-    leg: Leg = record.legs.graph if graph else record.legs.artifact
+    """The taps with the largest local error: of the graph leg, or of the artifact leg where only that fails or ran."""
+    legs = record.legs
+    only_artifact = legs.artifact.status == "fail" and legs.graph.status != "fail" and bool(legs.artifact.taps)
+    graph = bool(legs.graph.taps) and not only_artifact
+    leg: Leg = legs.graph if graph else legs.artifact
     ranked = sorted(leg.taps, key=_badness, reverse=True)[:most]
     if not ranked:
         return None
     what = (
-        "own end to end, local on the engine's layer inputs" if graph else "artifact and control, from the checkpoint"
+        "NMSE end to end, and local (layers fed the engine's input)"
+        if graph
+        else "NMSE of artifact and control, from the checkpoint"
     )
-    return taps(ranked, f"NMSE of the {len(ranked)} worst of {len(leg.taps)} taps: {what}", graph=graph)
+    return taps(ranked, f"The {len(ranked)} worst of {len(leg.taps)} taps: {what}", graph=graph)
 
 
 def taps(rows: Sequence[TapRow], title: str, *, graph: bool) -> Table:
-    """Taps with NMSE end to end and local (or the control's) side by side; the token is the worst one."""
-    head = ("tap", "own", "local" if graph else "control", "floor", "cos", "max abs", "token", "")
+    """Taps with both their NMSE side by side; cosines where one of them tells anything; the token is the worst one."""
+    with_cos = any(row.cos is not None and not row.cos >= _SAME for row in rows)
+    names = ("end to end", "local") if graph else ("artifact", "control")
+    head = ("tap", *names, "floor", *(("cos",) if with_cos else ()), "max abs", "worst token", "")
     cells = [
         (
             clean(row.tap, 60),
             scientific(row.nmse),
             scientific(row.nmse_local if graph else row.nmse_control),
             scientific(row.floor),
-            cosine(row.cos),
+            *((cosine(row.cos),) if with_cos else ()),
             scientific(row.max_abs),
             NONE if row.worst_token is None else str(row.worst_token),
             "not judged" if row.ok is None else "ok" if row.ok else "fails",
@@ -155,8 +228,26 @@ def _types(types: Mapping[str, int]) -> str | None:
     return " ".join(f"{name}:{count}" for name, count in ordered[:8]) or None
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items() if not isinstance(value, dict | list))
+def _settings(engine: EngineSubject) -> str:
+    """What differs from llama.cpp's own defaults, and the threads, which have none."""
+    defaults = EngineSettings().model_dump(mode="json")
+    settings = dict(engine.settings)
+    name, threads = settings.pop("name", None), settings.pop("threads", None)
+    changed = [f"{key} {value}" for key, value in settings.items() if value != defaults.get(key)]
+    parts = [", ".join(changed) or "llama.cpp's defaults", f"{threads} threads" if threads else None]
+    return _joined([str(name) if name else None, *parts])
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    flags, memory = machine.get("flags"), machine.get("memory_bytes")
+    parts = [
+        ("", "cpu", ""), ("", "cores", " cores"), ("", "system", ""), ("Python ", "python", ""),
+        ("diffharness ", "diffharness", ""),
+    ]  # fmt: skip
+    told = [f"{before}{machine[key]}{after}" if machine.get(key) else None for before, key, after in parts]
+    told.insert(1, " ".join(map(str, flags)) if isinstance(flags, list) else None)
+    told.insert(3, size(memory) if isinstance(memory, int) and memory else None)
+    return _joined(told)
 
 
 def _joined(parts: Sequence[str | None]) -> str:

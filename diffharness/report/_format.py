@@ -23,12 +23,10 @@ def decimals(value: float | None, places: int = 4) -> str:
 
 
 def cosine(value: float | None) -> str:
-    """Four decimals; six, never rounded up to 1, where four would hide a difference."""
-    if value is None:
-        return NONE
-    if 0.9995 < value < 1.0:
-        return f"{math.floor(value * 1e6) / 1e6:.6f}"
-    return f"{value:.4f}"
+    """Four decimals, never rounded up: `1.0000` is exactly 1."""
+    if value is None or not math.isfinite(value):
+        return NONE if value is None else f"{value:g}"
+    return f"{math.floor(value * 10000) / 10000:.4f}"
 
 
 def percent(share: float | None) -> str:

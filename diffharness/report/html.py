@@ -27,8 +27,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .15rem .8rem .15rem 0; vertical-align: top; border-bottom: 1px solid #8884 }
 table.numeric th + th, table.numeric td + td { text-align: right }
 code, pre { font-family: ui-monospace, monospace; font-size: .92em; white-space: pre-wrap; overflow-wrap: anywhere }
+.whole { white-space: nowrap }
 .bad { color: #a40000; font-weight: 600 } .good { color: #116611 }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #16181a } .bad { color: #ff8a80 } .good { color: #8fd18f } }
+@media (prefers-color-scheme: dark) { body { color: #ddd; background: #16181a } .whole { white-space: nowrap }
+.bad { color: #ff8a80 } .good { color: #8fd18f } }
 </style>
 </head>
 <body>
@@ -36,12 +38,13 @@ code, pre { font-family: ui-monospace, monospace; font-size: .92em; white-space:
 <p>{{ summary }}</p>
 {% if divergence %}<p>{{ divergence }}</p>{% endif %}
 {% if affected %}<p>Affected: {{ affected }}</p>{% endif %}
-{% for table in tables %}
+{% for label, text in spread %}<p>{{ label }}: {{ text }}</p>
+{% endfor %}{% for table in tables %}
 <h2>{{ table.title }}</h2>
 <div class="table"><table{% if table.numeric %} class="numeric"{% endif %}>
 <thead><tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>
-{% for row in table.rows %}<tr>{% for cell in row %}<td{% if cell in ("fail", "fails") %} class="bad"{% elif cell in ("pass", "ok") %} class="good"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for cell in row %}<td class="{{ 'bad' if cell in ('fail', 'fails') else 'good' if cell in ('pass', 'ok') }}{{ ' whole' if cell|length < 26 }}">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 </table></div>
 {% endfor %}
@@ -65,9 +68,10 @@ def to_html(record: RunRecord) -> str:
         summary=clean(verdict.summary, 2000),
         divergence=_content.divergence(record),
         affected=_content.affected(record),
+        spread=_content.spread(record),
         tables=_tables(record),
         findings=_content.findings(record),
-        commands=[(label, clean(command, 2000)) for label, command in commands if command],
+        commands=[(label, clean(command, _content.COMMAND)) for label, command in commands if command],
     )
 
 

@@ -25,10 +25,13 @@ def to_markdown(record: RunRecord) -> str:
     lines += ["", *_table(_content.legs(record))]
     scores = _content.scores(record)
     if scores:
-        lines += ["", "Perplexity: " + ", ".join(f"{escape(name)} {value}" for name, value in scores)]
+        names, values = zip(*scores, strict=True)
+        lines += ["", *_table(Table("", ("perplexity", *map(escape, names)), [("", *values)], numeric=True))]
     divergence, affected = _content.divergence(record), _content.affected(record)
-    if divergence or affected:
-        lines += ["", ". ".join(escape(text) for text in (divergence, affected and f"Affected: {affected}") if text)]
+    told = [divergence, affected and f"Affected: {affected}"]
+    told += [f"{label}: {text}" for label, text in _content.spread(record)]
+    if any(told):
+        lines += ["", *(f"- {escape(text)}" for text in told if text)]
     taps = _content.worst_taps(record)
     if taps is not None:
         lines += ["", escape(taps.title), "", *_table(taps)]
@@ -49,7 +52,7 @@ def escape(text: str) -> str:
 
 def code(text: str) -> str:
     """A code span around any one line of text."""
-    shown = clean(text, _LONGEST)
+    shown = clean(text, _content.COMMAND)
     ticks = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
     pad = " " if shown.startswith("`") or shown.endswith("`") else ""
     return f"{ticks}{pad}{shown}{pad}{ticks}"

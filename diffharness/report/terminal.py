@@ -31,28 +31,34 @@ def report(record: RunRecord) -> RenderableType:
         parts += [Text(), Text("Perplexity", style="bold"), _pairs(scores)]
     divergence, affected = _content.divergence(record), _content.affected(record)
     if divergence:
-        parts += [Text(), Text(divergence[0].upper() + divergence[1:])]
-    if affected:
-        parts += [Text(), Text(f"Affected: {affected}")]
+        parts += [Text(), Text(divergence)]
+    told = [("Affected", affected)] if affected else []
+    told += _content.spread(record)
+    if told:
+        parts += [Text(), _pairs(told)]
     taps = _content.worst_taps(record)
     if taps is not None:
         parts += [Text(), _table(taps)]
     findings = _content.findings(record)
     if findings:
-        parts += [
-            Text(),
-            Text("Findings", style="bold"),
-            *(Padding(Text(f"- {line}"), (0, 0, 0, 1)) for line in findings),
-        ]
-    for label, command in (("Next", verdict.next_step), ("Reproduce", record.repro)):
-        if command:
-            parts += [Text(), Text.assemble((f"{label}: ", "bold"), clean(command, 1200))]
+        parts += [Text(), Text("Findings", style="bold"), *(_item(line) for line in findings)]
     return Group(*parts)
+
+
+def commands(record: RunRecord) -> list[Text]:
+    """The next step and this run's own command, each to be printed on one line however long: it is to be copied."""
+    named = (("Next", record.verdict.next_step), ("Reproduce", record.repro))
+    return [
+        Text.assemble((f"{label}: ", "bold"), clean(command, _content.COMMAND)) for label, command in named if command
+    ]
 
 
 def print_record(record: RunRecord, console: Console) -> None:
     """Print the report; `console` decides on width and colours."""
     console.print(report(record))
+    for command in commands(record):
+        console.print()
+        console.print(command, soft_wrap=True)
 
 
 def to_text(record: RunRecord, *, width: int = 100) -> str:
@@ -61,6 +67,10 @@ def to_text(record: RunRecord, *, width: int = 100) -> str:
     with console.capture() as capture:
         print_record(record, console)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _item(text: str) -> RenderableType:
+    return Padding(Text(f"- {text}"), (0, 0, 0, 1))
 
 
 def _pairs(rows: list[tuple[str, str]]) -> RichTable:
@@ -74,23 +84,24 @@ def _pairs(rows: list[tuple[str, str]]) -> RichTable:
 
 def _legs(table: Table) -> RenderableType:
     """The legs with their numbers; notes stand below each other, where they have room."""
-    short = Table(table.title, table.head[:-1], [row[:-1] for row in table.rows], numeric=True)
+    short = Table(table.title, table.head[:-1], [row[:-1] for row in table.rows])
     notes = [(row[0], row[-1]) for row in table.rows if row[-1]]
-    return Group(_table(short), Text(), _pairs(notes)) if notes else _table(short)
+    shown = _table(short, words=3)
+    return Group(shown, Text(), _pairs(notes)) if notes else shown
 
 
-def _table(table: Table) -> RichTable:
-    title = Text(table.title, style="bold")
-    shown = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+def _table(table: Table, words: int = 1) -> RenderableType:
+    """A title of its own width and the columns, of which the first `words` are not numbers."""
+    shown = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for i, name in enumerate(table.head):
         longest = max((len(row[i]) for row in table.rows), default=0)
         shown.add_column(
             Text(name),
-            justify="right" if i and table.numeric else "left",
+            justify="left" if i < words else "right",
             overflow="fold",
             header_style="dim",
             min_width=min(longest, _CELL),  # heads fold before cells do
         )
     for row in table.rows:
         shown.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    return shown
+    return Group(Text(table.title, style="bold"), shown)

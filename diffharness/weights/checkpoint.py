@@ -26,6 +26,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What reading a value of another type or size than a map expects comes to.
 MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 _NAMED = 5  # so many tensors are named in a message
+VOCABULARY = frozenset({"token_embd.weight", "output.weight", "per_layer_token_embd.weight"})  # a row a token
 _SAME_SHAPE = (Plain, AddOne, RotaryPairs)  # layouts that keep the shape
 
 
@@ -39,9 +40,12 @@ class _Resolved:
 
 
 class Checkpoint:
-    """The checkpoint in folder `path`. Raises CheckpointError for whatever is wrong with it."""
+    """The checkpoint in folder `path`. Raises CheckpointError for whatever is wrong with it.
 
-    def __init__(self, path: str | Path) -> None:
+    `n_vocab` leaves out rows of the vocabulary's tensors from there on: padding that converters cut off.
+    """
+
+    def __init__(self, path: str | Path, *, n_vocab: int | None = None) -> None:
         self.path = Path(path)
         self.label = self.path.resolve().name
         if not self.path.is_dir():
@@ -61,6 +65,9 @@ class Checkpoint:
         self.ignored = [name for name in rest if name.startswith(self.map.ignored)] if self.map.ignored else []
         self.extra = [name for name in rest if name not in set(self.ignored)]
         self._tensors = {name: self._info(found) for name, found in self._resolved.items()}
+        self._cut: dict[str, int] = {}
+        if n_vocab is not None:
+            self._cut_vocabulary(n_vocab)
         self._sha256: str | None = None
 
     def _translate(self) -> tuple[dict[str, Any], list[TensorRule]]:
@@ -75,6 +82,15 @@ class Checkpoint:
                 f"{type(error).__name__}: {error}",
                 hint="compare config.json with the published one",
             ) from error
+
+    def _cut_vocabulary(self, n_vocab: int) -> None:
+        for name in VOCABULARY & self._tensors.keys():
+            info = self._tensors[name]
+            if info.shape[0] > n_vocab:
+                n_bytes = info.n_bytes // info.shape[0] * n_vocab
+                self._tensors[name] = TensorInfo(name, (n_vocab, *info.shape[1:]), info.type, n_bytes)
+                self._cut[name] = n_vocab
+        self._metadata |= {f"{self.arch}.vocab_size": n_vocab}
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────
 
@@ -190,6 +206,8 @@ class Checkpoint:
 
     def read(self, name: str) -> Float32Array:
         found = self._resolved[name]
+        if name in self._cut:
+            return self.take(name, slice(0, self._cut[name]))
         if not found.parts:
             return self._computed(found)
         parts = [self._where[part].read(part) for part in found.parts]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.errors import ArtifactFileError, UnsupportedError
+from diffharness.weights import pread
 from diffharness.weights.dequant import byte_size, dequantize
 from diffharness.weights.gguf_header import Header, TensorEntry, parse_header
 from diffharness.weights.gguf_values import Buffer, KvEntry, decode_kv
@@ -36,10 +37,10 @@ class _Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
-                size = file.seek(0, 2)
-                # An empty file cannot be mapped; the parser then says what is wrong with it.
-                self.map: Buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            self.file = path.open("rb")
+            size = self.file.seek(0, 2)
+            # An empty file cannot be mapped; the parser then says what is wrong with it.
+            self.map: Buffer = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except FileNotFoundError as error:
             raise UnsupportedError(f"{path}: no such file", hint="check the path") from error
         except IsADirectoryError as error:
@@ -57,6 +58,16 @@ class _Shard:
     def view(self, entry: TensorEntry) -> NDArray[np.uint8]:
         return np.frombuffer(self.map, dtype=np.uint8, count=entry.n_bytes, offset=entry.start)
 
+    def floats(self, entry: TensorEntry, first: int, n_rows: int) -> Float32Array:
+        """Rows of an F32 tensor."""
+        row_bytes = entry.n_bytes // max(1, entry.shape[0])
+        try:
+            return pread.read_float32(
+                self.file.fileno(), entry.start + first * row_bytes, (n_rows, *entry.shape[1:])
+            )
+        except (EOFError, OSError) as error:
+            raise ArtifactFileError(f"{self.path}: tensor {entry.name} cannot be read: {error}") from error
+
     def release(self, start: int, n_bytes: int) -> None:
         """Let go of the resident pages inside of a range; they stay in the system's cache."""
         if n_bytes >= _RELEASE_FROM and isinstance(self.map, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
@@ -65,6 +76,7 @@ class _Shard:
             self.map.madvise(mmap.MADV_DONTNEED, first, (start + n_bytes) // page * page - first)
 
     def close(self) -> None:
+        self.file.close()
         if isinstance(self.map, mmap.mmap):
             try:
                 self.map.close()
@@ -186,6 +198,8 @@ class GgufFile:
 
     def read(self, name: str) -> Float32Array:
         shard, entry = self._entries[name]
+        if entry.type == "F32" and pread.AVAILABLE and entry.shape:
+            return shard.floats(entry, 0, entry.shape[0])
         values = dequantize(shard.view(entry), entry.type, entry.shape, tensor=name)
         shard.release(entry.start, entry.n_bytes)
         return values
@@ -194,6 +208,9 @@ class GgufFile:
         shard, entry = self._entries[name]
         if len(entry.shape) == 1:
             return np.ascontiguousarray(self.read(name)[rows])
+        part = pread.contiguous(rows, entry.shape[0])
+        if entry.type == "F32" and pread.AVAILABLE and part is not None:
+            return shard.floats(entry, *part)
         bytes_of_rows = shard.view(entry).reshape(entry.shape[0], -1)[rows]
         shape = (bytes_of_rows.shape[0], *entry.shape[1:])
         values = dequantize(np.ascontiguousarray(bytes_of_rows), entry.type, shape, tensor=name)

@@ -27,7 +27,7 @@ def check_space(folder: Path, n_bytes: int) -> None:
         raise _translate(error, folder) from error
     if n_bytes + _RESERVE > free:
         raise OutputError(
-            f"{folder}: {_mib(n_bytes)} are needed, {_mib(free)} are free",
+            f"{folder}: {_mib(n_bytes + _RESERVE)} must be free to write {_mib(n_bytes)}, found {_mib(free)}",
             hint="free some space, or choose another place with --out or TMPDIR",
         )
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from diffharness.errors import CheckpointError
+from diffharness.weights import pread
 from diffharness.weights.dequant import BLOCKS, dequantize
 from diffharness.weights.source import Float32Array, IntArray
 
@@ -42,8 +43,8 @@ class SafetensorsFile:
         try:
             with safe_open(str(path), framework="numpy"):
                 pass
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = path.open("rb")
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: no such file", hint="download the missing file") from error
         except (SafetensorError, OSError, ValueError) as error:
@@ -79,6 +80,10 @@ class SafetensorsFile:
                 f"{self.path.name}: tensor {name} has dtype {stored.dtype}, expected F32, F16 or BF16",
                 hint="give a checkpoint that is not quantized",
             )
+        if stored.dtype == "F32" and pread.AVAILABLE and stored.shape:
+            part = pread.contiguous(slice(None) if rows is None else rows, stored.shape[0])
+            if part is not None:
+                return self._floats(stored, *part)
         raw: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8, count=stored.n_bytes, offset=stored.start)
         shape = stored.shape
         if rows is not None:
@@ -88,6 +93,14 @@ class SafetensorsFile:
         self._release(stored, raw.nbytes)
         return values
 
+    def _floats(self, stored: StoredTensor, first: int, n_rows: int) -> Float32Array:
+        row_bytes = stored.n_bytes // max(1, stored.shape[0])
+        try:
+            shape = (n_rows, *stored.shape[1:])
+            return pread.read_float32(self._file.fileno(), stored.start + first * row_bytes, shape)
+        except (EOFError, OSError) as error:
+            raise CheckpointError(f"{self.path}: tensor {stored.name} cannot be read: {error}") from error
+
     def _release(self, stored: StoredTensor, n_read: int) -> None:
         """Let go of resident pages after a large read; they stay in the system's cache."""
         if n_read >= 1 << 20 and hasattr(mmap, "MADV_DONTNEED"):
@@ -96,6 +109,7 @@ class SafetensorsFile:
             self._map.madvise(mmap.MADV_DONTNEED, first, (stored.start + stored.n_bytes) // page * page - first)
 
     def close(self) -> None:
+        self._file.close()
         try:
             self._map.close()
         except BufferError:  # a view is still in use; the map goes when it does

@@ -114,6 +114,41 @@ def test_twice_verbose_gives_the_traceback() -> None:
         assert "Traceback" not in run_main(code, "-v").stderr
 
 
+def test_a_message_cannot_steer_the_terminal() -> None:
+    done = run_main("raise errors.FixtureError('name \\x1b[31mred', hint='one\\ntwo')")
+    assert done.stderr == "error: name \\u{1b}[31mred\nhint: one two\n"
+
+
+def test_a_file_without_a_command_is_told_the_command() -> None:
+    result = CliRunner().invoke(app, ["a b.gguf", "--tokens", "64"])
+    assert result.exit_code == 2
+    assert "hint: diffharness run 'a b.gguf' --tokens 64" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("command", [["archs", "--json", "-"], ["archs"], ["doctor"]])
+def test_a_full_standard_output_is_2(command: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        program = [sys.executable, "-m", "diffharness", *command]
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: cannot write to standard output") and "Traceback" not in done.stderr
+
+
+def test_interrupt_while_modules_load_is_130() -> None:
+    program = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from diffharness.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_interrupt_is_130() -> None:
     done = run_main("os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from diffharness.cli.main import app
 from diffharness.fixture import from_ids, save_fixture
+from diffharness.pipeline.folder import run_folder
 from diffharness.weights.gguf_file import open_gguf
 from diffharness.weights.gguf_write import encode_floats, rewrite_gguf
 from tests.e2e.conftest import MakePair, Pair
@@ -154,13 +156,50 @@ def test_disk_full(tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4096))
     out = tmp_path / "run"
     refused(invoke(pair.gguf, "--fixture", pair.fixture, "--out", out), "space")
-    assert not [path for path in out.iterdir() if path.suffix in (".gguf", ".part")]
+    assert not out.exists()
+
+
+def test_no_room_for_a_file_as_it_grows(tmp_path: Path, pair: Pair) -> None:
+    """The disk fills up after it was asked how much is free: here a limit on the size of files."""
+    out, temporary = tmp_path / "run", tmp_path / "tmp"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "diffharness", "run", str(pair.gguf), "--fixture", str(pair.fixture), "-q"]
+    for limit, extra in ((1 << 17, []), (1 << 17, ["--out", str(out)]), (2 << 20, [])):
+        done = subprocess.run(
+            [*command, *extra], capture_output=True, text=True, timeout=120,
+            env={**os.environ, "TMPDIR": str(temporary)},
+            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error: ") and "hint: " in done.stderr and "Traceback" not in done.stderr
+        assert not out.exists() and not list(temporary.iterdir())
+
+
+def test_one_run_folder_for_one_run(tmp_path: Path, pair: Pair) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with run_folder(out):
+        refused(invoke(pair.gguf, "--fixture", pair.fixture, "--out", out), "another run", "--out")
+    assert list(out.iterdir()) == []
+
+
+def test_a_folder_made_for_a_run_that_cannot_be_goes_again(tmp_path: Path, pair: Pair) -> None:
+    out = tmp_path / "run"
+    refused(invoke(pair.gguf, "--fixture", pair.fixture, "--out", out, "--device", "toaster"), "toaster", "hint: cpu")
+    assert not out.exists()
+
+
+def test_a_name_from_the_file_cannot_steer_the_terminal(tmp_path: Path, pair: Pair) -> None:
+    file = rewritten(pair, tmp_path / "evil.gguf", kv={"general.architecture": "mamba\x1b]0;owned\x07"})
+    refused(result := invoke(file), "mamba")
+    assert "\x1b" not in result.output and "\x07" not in result.output
 
 
 def test_bad_settings(tmp_path: Path, pair: Pair) -> None:
     with_fixture = ("--fixture", pair.fixture)
     refused(invoke(pair.gguf, *with_fixture, "--engine", "nothing"), "nothing", "native")
     refused(invoke(pair.gguf, *with_fixture, "--override-kv", "llama.rope.freq_base=9"), "KEY=TYPE:VALUE")
+    refused(invoke(pair.gguf, *with_fixture, "--override-kv", "llama.rope.freq_base=int:9"), "float:VALUE")
     refused(invoke(pair.gguf, *with_fixture, "--device", "toaster"), "toaster")
     settings = tmp_path / "engine.yaml"
     settings.write_text("n_ubatch: many\n")

@@ -15,6 +15,7 @@ FLOORS = {
     "artifact.row_factor": 20.0,
     "artifact.row_floor": 0.1,
     "artifact.block_floor": 0.75,
+    "artifact.block_factor": 40.0,
 }
 
 

@@ -94,6 +94,7 @@ def hostile() -> RunRecord:
             artifact=ArtifactLeg(
                 **leg,
                 pattern=text,
+                control=stats(),
                 taps=[tap(EVIL, 0.2)],
                 metadata=[MetadataRow(key=EVIL, artifact=text, checkpoint=[EVIL], used=True, repaired_ppl=4.8)],
                 tensors=[tensor] * 300,

@@ -15,9 +15,11 @@ def test_a_plain_run_says_everything(plain: RunRecord) -> None:
     text = markdown.to_markdown(plain)
     assert text.startswith("### diffharness: agree\n")
     for part in (
-        "| graph | pass | 4.1e-13 | 5.0e-09 | 2.0e-08 | 99.60% |",
-        "| kernel | not run | 1.4e-04 |",
-        "reference on artifact 16.0312, engine, strict 16.0312",
+        "| graph | strict vs reference | pass | 4.1e-13 | 5.0e-09 | 2.0e-08 | 99.60% |",
+        "| kernel | native vs strict | not judged | 1.4e-04 |",
+        "| artifact | artifact vs checkpoint | not run | - |",
+        "| perplexity | reference on artifact | engine: strict |\n| --- | --: | --: |\n|  | 16.0312 | 16.0312 |",
+        "| settings | flash_attn off |",
         "10 worst of 20 taps",
         "| blk.19.attn_q | 6.0e-11 | 2.0e-11 | 1.0e-08 |",
         "m.gguf · llama · 134.5M parameters",
@@ -36,7 +38,10 @@ def test_the_worst_case_fits_an_issue_with_all_its_parts(hostile: RunRecord) -> 
         "### diffharness: engine.graph",
         "| subject |",
         "| leg |",
-        "first divergence",
+        "- First divergence",
+        "- Layers: ",
+        "- Positions: ",
+        "| control | control vs checkpoint | - |",
         "| tap |",
         "Next: ",
         "Reproduce: ",
@@ -54,7 +59,7 @@ def test_hostile_strings_cannot_become_markup(hostile: RunRecord) -> None:
     assert "@someone" not in text.split("Next: ")[0]
     for line in text.splitlines():
         if line.startswith("| "):
-            assert len(re.findall(r"(?<!\\)\|", line)) in (3, 8, 9), line
+            assert len(re.findall(r"(?<!\\)\|", line)) in (3, 7, 8, 9), line
     assert [line for line in text.splitlines() if line.startswith("#")] == ["### diffharness: engine.graph"]
 
 
@@ -86,6 +91,13 @@ def test_an_artifact_leg_alone_shows_its_taps_against_the_control(hostile: RunRe
     hostile.legs.artifact.taps[0].nmse_control = 1e-3
     text = markdown.to_markdown(hostile)
     assert "artifact and control, from the checkpoint" in text and "| control |" in text and "1.0e-03" in text
+
+
+def test_where_only_the_artifact_leg_fails_its_taps_are_shown(hostile: RunRecord) -> None:
+    hostile.legs.graph.status = "pass"
+    assert "artifact and control, from the checkpoint" in markdown.to_markdown(hostile)
+    hostile.legs.artifact.status = "pass"
+    assert "NMSE end to end, and local" in markdown.to_markdown(hostile)
 
 
 @pytest.mark.parametrize("field", ["scores", "findings", "first_divergence", "repro"])

@@ -24,6 +24,27 @@ BUILD: dict[str, BuildModel] = {
 }
 
 
+# Keys of llama.cpp that change a graph, and the values under which they do not: any other value makes
+# a model that no architecture here computes.
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.temperature_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "expert_gating_func": (0, 1),  # unset, softmax
+    "expert_group_count": (0, 1),
+    "expert_shared_count": (0,),
+    "expert_weights_scale": (0.0, 1.0),
+    "logit_scale": (0.0, 1.0),
+    "nextn_predict_layers": (0,),
+    "residual_scale": (0.0, 1.0),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "swin_norm": (False,),
+    "use_parallel_residual": (False,),
+}
+
+
 def build(metadata: Metadata) -> Model:
     """The model that `metadata` describe.
 
@@ -36,4 +57,12 @@ def build(metadata: Metadata) -> Model:
             f"expected an architecture that the reference knows, found {arch!r}",
             hint=f"known: {', '.join(sorted(BUILD))}",
         )
+    for name, neutral in NEUTRAL.items():
+        value = metadata.get(f"{arch}.{name}")
+        if value is not None and value not in neutral:
+            raise UnsupportedError(
+                f"metadata key `{arch}.{name}` is {value!r}, which changes the model in a way that the reference "
+                f"does not know",
+                hint="no verdict can be given on this file; without the key it would be another model",
+            )
     return BUILD[arch](metadata)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from diffharness.errors import ArtifactFileError
+from diffharness.errors import ArtifactFileError, UnsupportedError
 from diffharness.weights.names._config import (
     LLAMA3_ROPE,
     llama3_divisors,
@@ -112,6 +112,11 @@ class Keys:
         return [self._whole(name, value) for value in values]
 
     def _whole(self, name: str, value: Any) -> int:
+        if isinstance(value, (list, tuple)):
+            raise UnsupportedError(
+                f"metadata key `{name}` differs by layer, which this tool does not know of "
+                f"{self.metadata['general.architecture']} models"
+            )
         if not isinstance(value, int) or not 0 <= value <= _LARGEST:
             found = repr(value)[:40]
             raise ArtifactFileError(f"metadata key `{name}`: expected a whole number up to {_LARGEST}, found {found}")
@@ -152,9 +157,9 @@ class Keys:
 
     @property
     def n_vocab(self) -> int:
-        """`vocab_size`, or the length of the tokenizer's list where the file has only that."""
+        """The length of the tokenizer's list, by which llama.cpp shapes the embedding; without one `vocab_size`."""
         tokens = self.metadata.get("tokenizer.ggml.tokens")
-        if self.get("vocab_size") is None and isinstance(tokens, (list, tuple)):
+        if isinstance(tokens, (list, tuple)) and tokens:
             return len(tokens)
         return self.integer("vocab_size")
 

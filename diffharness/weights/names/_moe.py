@@ -19,7 +19,7 @@ class FusedHalf:
     """
 
     half: int  # 0: gate, 1: up
-    rowwise: bool = False
+    rowwise: bool = True  # each expert's half comes from that expert's pair
 
     def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
         size = parts[0].shape[1] // 2

@@ -1,0 +1,31 @@
+"""An engine that died or refused, as a finding."""
+
+from __future__ import annotations
+
+from diffharness.engine.runner import EngineCrash
+from diffharness.engine.survive import Survival
+from diffharness.records import Finding
+
+
+def crash_finding(what: str, crash: EngineCrash, found: Survival | None = None) -> Finding:
+    """`what` the engine was doing; `found` is what is known of its node and of settings that survive."""
+    if crash.kind == "refused":
+        # Not a death: the engine says no in its own words, and another build may say yes.
+        message = f"the engine refuses the artifact ({what}): {crash.message}"
+        return Finding(kind="inconclusive", leg=None, message=message, evidence=crash.as_dict())
+    node = found.node if found is not None else crash.node
+    at = f" in node {node.get('node')} ({node.get('op')})" if node else ""
+    label = found.label if found is not None else None
+    tried = found.tried if found is not None else []
+    cure = f"; it survives with {label}" if label else "; no settings that were tried survive" if tried else ""
+    return Finding(
+        kind="engine.crash",
+        leg=None,
+        message=f"the engine died ({what}){at}: {crash.message}{cure}",
+        evidence={
+            **crash.as_dict(),
+            "node": dict(node) or None,
+            "survives": label,
+            "tried": [{"label": a.label, "changes": a.changes, "outcome": a.outcome} for a in tried],
+        },
+    )
