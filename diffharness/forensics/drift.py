@@ -199,7 +199,7 @@ def _quantized_alike(
     if control is None or name not in control.tensors:
         return None
     info = control.tensors[name]
-    return control.read(name) if info.type == type_name and info.shape == shape else None
+    return control.read(name) if (info.type, info.shape) == (type_name, shape) else None
 
 
 def _nearest_rounding(a: Float32Array, b: Float32Array, type_name: str) -> tuple[_RowSums, str | None]:
@@ -211,7 +211,7 @@ def _nearest_rounding(a: Float32Array, b: Float32Array, type_name: str) -> tuple
         if not sums.far_values.any():
             return sums, note
         first = first or sums
-    assert first is not None, "there is always the rounding of the type itself"
+    assert first is not None, "the type's own rounding comes first"
     return first, None
 
 

@@ -37,6 +37,9 @@ def _moved(
     """Matrices that differ as one would expect of all if one did."""
     alike = floors["artifact.lineage_alike"]
     damaged = [t for t in matrices if t.damaged]
+    local = [t for t in damaged if t.layer is not None and t.error <= t.limit]
+    if local and len(damaged) < floors["artifact.lineage_share"] * len(matrices):
+        return []  # a few rows or blocks of a few tensors: nobody trains that
     trained = [t for t in vectors if t.damaged]
     if trained and not damaged:
         lightly = all(t.error <= floors["artifact.lineage_vector"] for t in trained)

@@ -19,7 +19,7 @@ from diffharness.reference.model import DEFINITION, Arithmetic, Tap, Weights
 
 Activation = Callable[[Tensor], Tensor]
 
-_SCORES_BYTES = 64 << 20  # attention scores held at once, on the path that holds them
+_QUERY_BLOCK = 64  # queries whose scores are held at once: little memory, and little work above the diagonal
 _HEAD_BYTES = 8 << 20  # rows of the output head held at once; more costs memory and gains no speed
 
 
@@ -146,9 +146,9 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Ten
     half = cos.shape[-1]
     cos, sin = cos[:, None, :], sin[:, None, :]
     turned, rest = x[..., : 2 * half], x[..., 2 * half :]
-    if interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        out = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    if interleaved:  # neighbours are the parts of a complex number, and turning it is a product
+        pairs = torch.view_as_complex(turned.reshape(*turned.shape[:-1], half, 2))
+        out = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     else:
         a, b = turned[..., :half], turned[..., half:]
         out = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
@@ -166,30 +166,28 @@ def attention(
     Query head h reads KV head h // (H / Hkv). Query i sees keys j ≤ i, and with a `window` only those with
     i - j < window. `softcap` caps the scaled scores before the mask.
     """
-    n_batch, n_tokens, n_head, _ = q.shape
-    if window is not None and window >= n_tokens:
-        window = None  # every earlier key is inside
-    qh, kh, vh = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, T, D]
-    if window is None and softcap is None:
-        out = F.scaled_dot_product_attention(qh, kh, vh, is_causal=True, scale=scale, enable_gqa=True)
-        return out.transpose(1, 2).reshape(n_batch, n_tokens, -1)
-    n_kv = kh.shape[1]
+    n_batch, n_tokens, n_head, head_dim = q.shape
+    n_kv = k.shape[2]
     group = n_head // n_kv
-    qh = qh.reshape(n_batch, n_kv, group, n_tokens, -1)
-    kh, vh = kh.unsqueeze(2), vh.unsqueeze(2)
-    step = max(16, min(n_tokens, _SCORES_BYTES // (n_batch * n_head * n_tokens * q.element_size())))
+    qh = (q * scale).transpose(1, 2).reshape(n_batch, n_kv, group, n_tokens, head_dim)
+    kh, vh = k.transpose(1, 2), v.transpose(1, 2)  # [B, Hkv, T, D]
     blocks = []
-    for start in range(0, n_tokens, step):
-        stop = min(start + step, n_tokens)
+    for start in range(0, n_tokens, _QUERY_BLOCK):
+        stop = min(start + _QUERY_BLOCK, n_tokens)
         first = 0 if window is None else max(0, start - window + 1)
-        scores = (qh[..., start:stop, :] * scale) @ kh[..., first:stop, :].transpose(-1, -2)
+        # The heads of a group read one KV head: their queries are rows of one product.
+        queries = qh[:, :, :, start:stop].reshape(n_batch, n_kv, group * (stop - start), head_dim)
+        scores = queries @ kh[:, :, first:stop].transpose(-1, -2)
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
+        scores = scores.view(n_batch, n_kv, group, stop - start, stop - first)
         distance = (
             torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, stop, device=q.device)[None, :]
         )
         hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-        blocks.append(scores.masked_fill(hidden, -math.inf).softmax(dim=-1) @ vh[..., first:stop, :])
+        weights = scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
+        values = weights.view(n_batch, n_kv, group * (stop - start), stop - first) @ vh[:, :, first:stop]
+        blocks.append(values.view(n_batch, n_kv, group, stop - start, -1))
     out = torch.cat(blocks, dim=-2)  # [B, Hkv, G, T, Dv]
     return out.permute(0, 3, 1, 2, 4).reshape(n_batch, n_tokens, -1)
 

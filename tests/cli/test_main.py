@@ -91,7 +91,7 @@ def test_bad_usage_is_2() -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [("ArtifactFileError", 2), ("OutputError", 2), ("EngineError", 1), ("InconclusiveError", 125)],
+    [("ArtifactFileError", 2), ("OutputError", 2), ("EngineError", 125), ("InconclusiveError", 125)],
 )
 def test_an_error_is_one_message_and_its_exit_code(error: str, code: int) -> None:
     done = run_main(f"raise errors.{error}('expected a, found b', hint='try c')")

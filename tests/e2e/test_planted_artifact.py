@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffharness.engine.runner import Engine
+from diffharness.forensics.rounding import rounded
 from diffharness.records import RunRecord
+from diffharness.settings import configs_dir
+from diffharness.weights.checkpoint import Checkpoint
+from diffharness.weights.convert import checkpoint_to_gguf
 from diffharness.weights.gguf_file import GgufFile, open_gguf
 from diffharness.weights.gguf_write import encode_floats, rewrite_gguf
 from tests.e2e.conftest import MakePair, Pair
-from tests.e2e.runs import whole_run
+from tests.e2e.runs import NATIVE, whole_run
 
 Values = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -77,6 +82,81 @@ def test_damaged_weights(
     assert {row.klass for row in record.legs.artifact.tensors if row.damaged} == {klass}
     assert record.legs.graph.status == "pass", "the engine computes the damaged file rightly"
     assert klass.removesuffix(".weight") in record.verdict.summary
+
+
+def bytes_damaged(pair: Pair, out: Path, name: str, change: Callable[[Any], None]) -> Pair:
+    """A copy with some bytes of one tensor changed, in the type that it has."""
+    with open_gguf(pair.gguf) as source:
+
+        def tensor(info: Any, raw: Any) -> Any:
+            if info.name != name:
+                return None
+            data = np.array(raw).reshape(-1).view(np.uint8).copy()
+            change(data)
+            return info.type, info.shape, data
+
+        rewrite_gguf(source, out, tensor=tensor)
+    return replace(pair, gguf=out)
+
+
+def one_block(data: Any) -> None:
+    data[144 * 3 + 4 : 144 * 4] = np.random.default_rng(0).integers(0, 256, 140)  # its scales stay what they are
+
+
+def one_value(data: Any) -> None:
+    data[1001] ^= 1  # a BF16's exponent: twice or half of what it was
+
+
+@pytest.mark.parametrize(("type_name", "change"), [("Q4_K", one_block), ("BF16", one_value)])
+def test_one_block_or_value_is_enough(make_pair: MakePair, tmp_path: Path, type_name: str, change: Any) -> None:
+    pair = bytes_damaged(make_pair("llama", type_name), tmp_path / "damaged.gguf", "blk.1.ffn_down.weight", change)
+    record = whole_run(pair, with_checkpoint=True)
+    assert record.verdict.all == ["artifact.weights"], (record.verdict, [f.message for f in record.findings])
+    assert [row.name for row in record.legs.artifact.tensors if row.damaged] == ["blk.1.ffn_down.weight"]
+
+
+def test_values_rounded_to_bf16_on_the_way_are_the_checkpoints(make_pair: MakePair, tmp_path: Path) -> None:
+    """A float32 checkpoint saved in 16 bits before it was converted: said, and no damage."""
+    pair = damaged(make_pair("llama", "F32"), tmp_path / "rounded.gguf", "*", lambda v: rounded(v, "BF16"))
+    record = whole_run(pair, with_checkpoint=True)
+    assert record.verdict.primary == "agree", (record.verdict, [f.message for f in record.findings])
+    assert any("rounded to 16 bits" in finding.message for finding in record.findings)
+
+
+@pytest.mark.parametrize("type_name", ["IQ3_XXS", "IQ2_XS"])
+def test_types_that_need_importance_have_a_control(make_pair: MakePair, tmp_path: Path, type_name: str) -> None:
+    source, out = make_pair("llama", "Q8_0"), tmp_path / "low.gguf"
+    with open_gguf(source.gguf) as q8:
+        types = {
+            name: type_name for name, info in q8.tensors.items() if name.startswith("blk.") and len(info.shape) > 1
+        }
+        uniform = {name: q8.tensors[name].shape[-1] for name in types}
+    Engine(NATIVE).quantize_like(source.gguf, out, types, uniform)
+    record = whole_run(replace(source, gguf=out), with_checkpoint=True)
+    assert record.verdict.primary == "agree", (record.verdict, [f.message for f in record.findings])
+    assert all(row.control is not None for row in record.legs.artifact.tensors)
+
+
+@pytest.mark.parametrize(("noise", "verdict"), [(0.0, "agree"), (0.1, "artifact.lineage")])
+def test_a_sound_model_made_from_something_else(tmp_path: Path, noise: float, verdict: str) -> None:
+    """The embedded model, every matrix of its layers moved a little: sound by its perplexity, and not the checkpoint."""
+    fixtures = configs_dir().parent / "fixtures" / "tiny-gemma4"
+    checkpoint, plain, out = Checkpoint(fixtures / "checkpoint"), tmp_path / "plain.gguf", tmp_path / "other.gguf"
+    checkpoint_to_gguf(checkpoint, plain)
+    pair, random = Pair(plain, fixtures / "checkpoint", fixtures / "heldout.json"), np.random.default_rng(0)
+    moved = damaged(
+        pair,
+        tmp_path / "moved.gguf",
+        "blk.*.weight",
+        lambda v: v + random.normal(0, noise * v.std(), v.shape) if v.ndim > 1 else v,
+    )
+    with open_gguf(fixtures / "tiny-gemma4-Q4_K_M.gguf") as clean:
+        types = {name: info.type for name, info in clean.tensors.items()}
+    Engine(NATIVE).quantize_like(moved.gguf, out, types)
+    record = whole_run(replace(pair, gguf=out), with_checkpoint=True, n_tokens=256)
+    assert record.verdict.all == [verdict], (record.verdict, [f.message for f in record.findings])
+    ppl = record.scores.reference
+    assert ppl["artifact"].ppl < 1.5 * ppl["checkpoint"].ppl
 
 
 def test_damage_in_one_layer_names_that_layer(make_pair: MakePair, tmp_path: Path) -> None:

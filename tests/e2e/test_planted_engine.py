@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from diffharness.weights.gguf_file import open_gguf
+from diffharness.weights.gguf_write import rewrite_gguf
 from tests.e2e.conftest import MakePair
 from tests.e2e.runs import whole_run
 
@@ -23,6 +28,8 @@ FAULTS = [
     ("gemma3", "gemma3.rope.scaling.factor=float:1", "blk.5.attn_q_rope", 1),
     ("gemma4", "gemma4.final_logit_softcapping=float:30", "logits", 0),
     ("gemma4", "gemma4.attention.sliding_window=int:4", "blk.0.attn_ctx", 4),
+    ("gemma4", "gemma4.attention.sliding_window=int:17", "blk.0.attn_ctx", 16),
+    ("gemma3", "gemma3.attention.sliding_window=int:15", "blk.0.attn_ctx", 15),
     ("gemma4", "gemma4.rope.freq_base_swa=float:20000", "blk.0.attn_q_rope", 1),
     ("gemma4", "gemma4.rope.freq_base=float:10000", "blk.2.attn_q_rope", 1),
     ("gemma4-experts", "gemma4.expert_used_count=int:1", "blk.0.moe_experts", 0),
@@ -41,6 +48,17 @@ def test_override_is_named(make_pair: MakePair, case: str, override: str, tap: s
     assert first.token == token
     assert first.nmse_local is not None and first.nmse_local > 1e-7
     assert record.subject.engine is not None and record.subject.engine.overrides == [override]
+
+
+def test_a_cap_that_is_a_little_wrong_on_small_logits(make_pair: MakePair, tmp_path: Path) -> None:
+    """Logits of a few units under a cap of 30: with 31 they differ by an NMSE of 1e-8."""
+    pair = make_pair("gemma4")
+    gguf = tmp_path / "cap30.gguf"
+    with open_gguf(pair.gguf) as source:
+        rewrite_gguf(source, gguf, kv={"gemma4.final_logit_softcapping": 30.0})
+    record = whole_run(replace(pair, gguf=gguf), overrides=("gemma4.final_logit_softcapping=float:31",))
+    assert record.verdict.primary == "engine.graph", record.verdict
+    assert record.first_divergence is not None and record.first_divergence.tap == "logits"
 
 
 def test_only_the_touched_kind_of_layer_is_named(make_pair: MakePair) -> None:

@@ -119,6 +119,33 @@ def test_one_damaged_row_of_many_is_found_by_the_row() -> None:
     assert (found.damaged, found.far_rows, found.worst_row) == (True, 1, 1234)
 
 
+@pytest.mark.parametrize("matrix", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("fault", [np.zeros_like, lambda x: x[::-1], lambda x: x * np.float32(3)])
+def test_one_damaged_block_of_a_long_row_is_found(matrix: str, fault) -> None:
+    big = np.random.default_rng(0).standard_normal((50, 8192)).astype(np.float32)
+    bad = big.copy()
+    bad[31, 512:768] = fault(bad[31, 512:768])
+    kinds = {"blk.0.ffn_down.weight": matrix}
+    sources = [Source({"blk.0.ffn_down.weight": v}, kinds) for v in (bad, big)]
+    (found,) = tensor_errors(sources[0], Source({"blk.0.ffn_down.weight": big}), sources[1], FLOORS).tensors
+    assert (found.damaged, found.far_rows, found.worst_row) == (True, 1, 31)
+
+
+@pytest.mark.parametrize("matrix", ["F32", "F16", "BF16"])
+def test_one_changed_value_is_found_where_nothing_but_rounding_is_lost(matrix: str) -> None:
+    changed = CLEAN["blk.3.ffn_up.weight"].copy()
+    changed[17, 5] += np.float32(0.05)
+    found = drift(CLEAN | {"blk.3.ffn_up.weight": changed}, matrix)
+    assert [(t.name, t.far_rows) for t in found.tensors if t.damaged] == [("blk.3.ffn_up.weight", 1)]
+
+
+@pytest.mark.parametrize("via", ["BF16", "F16"])
+def test_values_rounded_on_the_way_are_not_damaged(via: str) -> None:
+    found = drift({name: through(v, via) for name, v in CLEAN.items()}, "F32")
+    assert not [t.name for t in found.tensors if t.damaged]
+    assert {t.note for t in found.tensors} == {f"the checkpoint's values rounded to {via}"}
+
+
 def test_nan_is_counted() -> None:
     bad = CLEAN["blk.0.ffn_up.weight"].copy()
     bad[0, :32] = np.nan

@@ -146,6 +146,15 @@ def test_loss_far_above_the_control_without_a_culprit_is_still_damage() -> None:
     assert "no single tensor stands out" in outcome.findings[0].message
 
 
+def test_one_position_alone_never_convicts() -> None:
+    """A token that a mixture of experts routed otherwise makes the mean, and says nothing of the file."""
+    one = LOGITS + np.float32(0.02) * NOISE
+    one[3] = LOGITS[3] + 5 * NOISE[3]
+    logits = metrics.compare_logits(LOGITS, one)
+    assert logits.kl_mean > 10 * CONTROL.kl_mean
+    assert guilty(judge(logits=logits)) == []
+
+
 def test_kl_alone_never_convicts_without_a_control() -> None:
     assert guilty(judge(logits=FAR, control_logits=None)) == []
 

@@ -256,3 +256,36 @@ def test_non_finite_values_are_part_of_the_evidence() -> None:
     result = outcome(a_run(change))
     assert result.findings[0].evidence["non_finite"] == {"engine": 1, "reference": 0}
     assert result.first_divergence is not None and result.first_divergence.token == 5
+
+
+def isolated(share: float, size: float, arithmetic=("gelu_f16_table",)):
+    """`ffn_act` of layer 2 off by `size` (NMSE) at the first `share` of the tokens."""
+    comparison = a_run(on("ffn_act", layers={2}, rows=slice(0, int(share * N)), factor=1 + size**0.5))
+    floors = FLOORS | {"graph.isolated_share": 0.02, "graph.local_token.ffn_act": 1e-5}
+    return graph.judge_pass(comparison, SHAPE, floors, arithmetic=arithmetic)
+
+
+def test_a_step_of_the_gelu_table_at_a_token_or_two_is_no_fault() -> None:
+    result = isolated(0.02, 3e-6)
+    assert result.ok
+    row = next(row for row in result.rows if row.tap == layer_tap(2, "ffn_act"))
+    assert row.left_out == 3 and row.nmse_local is not None and row.nmse_local <= 1e-8 < row.nmse
+
+
+@pytest.mark.parametrize(
+    ("share", "size", "arithmetic"),
+    [(0.05, 3e-6, ("gelu_f16_table",)), (0.02, 3e-5, ("gelu_f16_table",)), (0.02, 3e-6, ())],
+    ids=["too many tokens", "too large", "no table"],
+)
+def test_more_than_a_step_of_the_table_is_a_fault(share: float, size: float, arithmetic) -> None:
+    assert [row.tap for row in isolated(share, size, arithmetic).failing] == [layer_tap(2, "ffn_act")]
+
+
+def test_holes_without_logits_decide_nothing() -> None:
+    """Only the embedding could be compared, and no logits: that is no agreement."""
+    lone = TapComparison(N)
+    lone.feed("token_embd", 0, value("token_embd"), value("token_embd"))
+    result = judged(lone)
+    assert not result.ok and result.undecided
+    with pytest.raises(InconclusiveError, match="no logits to compare"):
+        graph.judge(result, engine_taps=TAPS, reference_taps=TAPS)

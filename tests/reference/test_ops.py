@@ -177,7 +177,7 @@ def test_attention_is_what_it_says(window: int | None, softcap: float | None) ->
 def test_attention_in_blocks_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = rand(1, 90, 4, 8), rand(1, 90, 2, 8, seed=1), rand(1, 90, 2, 8, seed=2)
     whole = ops.attention(q, k, v, scale=0.3, window=20, softcap=5.0)
-    monkeypatch.setattr(ops, "_SCORES_BYTES", 1)  # as many blocks as there can be
+    monkeypatch.setattr(ops, "_QUERY_BLOCK", 16)  # several blocks, the last one short
     assert torch.allclose(ops.attention(q, k, v, scale=0.3, window=20, softcap=5.0), whole, atol=1e-13)
 
 
