@@ -4,8 +4,8 @@ The measure is relative: NMSE of the artifact's values, the checkpoint's below t
 is the checkpoint's own tensor quantized afresh to the same type by ggml's quantizer. A tensor is far
 when its error is beyond the control's by more than importance weights explain, over the whole tensor,
 in any one row or in any block of a row (a damaged block disappears in the mean of a large tensor and
-in that of a long row). F32, F16 and BF16 lose nothing but their rounding, so there every single value
-is judged. Two or three tensors are in memory at a time.
+in that of a long row). F32, F16 and BF16 lose only their rounding, so every single value is judged. Two
+or three tensors are in memory at a time.
 
 Floors: `artifact.tensor_factor`, `artifact.tensor_floor`, and factor and floor of `artifact.row` and `artifact.block`.
 """
@@ -143,8 +143,7 @@ def _tensor_error(
     if info.shape != theirs.shape:
         note = f"shape {info.shape} in the artifact, {theirs.shape} in the checkpoint"
         return TensorError(called or name, info.type, info.shape, float("inf"), None, 0.0, 0, 0, None, 0.0, note)
-    a, b = artifact.read(name), checkpoint.read(other)
-    explained: str | None = None
+    a, b, explained = artifact.read(name), checkpoint.read(other), None
     if info.type in STEP:
         sums, explained = _nearest_rounding(a, b, info.type)
     else:
@@ -205,7 +204,7 @@ def _quantized_alike(
 def _nearest_rounding(a: Float32Array, b: Float32Array, type_name: str) -> tuple[_RowSums, str | None]:
     """Against the checkpoint's rounding in the artifact's type, or the first on the way to which `a` is all near."""
     far = far_values(b, type_name)
-    first: _RowSums | None = None
+    first = None
     for note, values in roundings(b, type_name):
         sums = _row_sums(_rows(a), _rows(b), _rows(values), far)
         if not sums.far_values.any():
