@@ -343,6 +343,7 @@ class FixtureSubject(_Part):
 
 class EngineSubject(_Part):
     version: str | None = None
+    bindings: str | None = Field(default=None, description="the Python package and its version")
     commit: str | None = None
     settings: PlainDict = {}
     overrides: list[str] = []

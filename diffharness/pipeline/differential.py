@@ -101,7 +101,7 @@ def _run(work: Work) -> RunRecord:
     with work.timings.step("reference: graph"):
         graph_runs = _graph_runs(work, engine, precision)
     graph = _graph(graph_runs, engine)
-    findings += graph.findings
+    findings += [_under_overrides(finding, request) for finding in graph.findings]
 
     settings = settings_leg.judge(engine.pairs, reason=engine.reason)
     findings += settings.findings
@@ -128,6 +128,13 @@ def _run(work: Work) -> RunRecord:
 
 
 # -- legs ---------------------------------------------------------------------------------------------
+
+
+def _under_overrides(finding: Finding, request: RunRequest) -> Finding:
+    """An engine that was told other hyperparameters is not accused without saying so."""
+    if finding.kind != "engine.graph" or not request.overrides:
+        return finding
+    return finding.model_copy(update={"message": f"{finding.message}; under {', '.join(request.overrides)}"})
 
 
 def _graph_runs(work: Work, engine: EngineRuns, precision: Precision) -> GraphRuns | None:
@@ -222,6 +229,7 @@ def _subject(request: RunRequest, inputs: Inputs, engine: EngineRuns) -> Subject
         ),
         engine=EngineSubject(
             version=info.get("version"),
+            bindings=info.get("bindings"),
             commit=info.get("commit"),
             settings=json.loads((native.settings if native else request.engine).model_dump_json()),
             overrides=list(request.overrides),

@@ -62,7 +62,7 @@ def subject(record: RunRecord) -> list[tuple[str, str]]:
         rows.append(("fixture", _joined([fixture.name, tokens, chunk, sha])))
     if about.engine is not None:
         engine = about.engine
-        build = _joined([f"llama.cpp {engine.version or 'of unknown version'}", engine.commit])
+        build = _joined([f"llama.cpp {engine.version or 'of unknown version'}", engine.commit, engine.bindings])
         rows.append(("engine", build))
         if engine.settings:
             rows.append(("settings", _settings(engine)))
