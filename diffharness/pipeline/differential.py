@@ -95,12 +95,14 @@ def _run(work: Work) -> RunRecord:
     if broken:
         findings.append(artifact_leg.non_finite_finding(broken))
 
-    engine = engine_runs.run_all(work)
+    with engine_runs.strict_file(work) as strict_path:
+        engine = engine_runs.run_all(work, strict_path)
+        with work.timings.step("reference: graph"):
+            graph_runs = _graph_runs(work, engine, precision)
+        graph = _graph(graph_runs, engine)
+        if graph.leg.status == "fail":
+            engine_runs.confirm(engine, work, strict_path)
     findings += engine.findings
-
-    with work.timings.step("reference: graph"):
-        graph_runs = _graph_runs(work, engine, precision)
-    graph = _graph(graph_runs, engine)
     findings += [_under_overrides(finding, request) for finding in graph.findings]
 
     settings = settings_leg.judge(engine.pairs, reason=engine.reason)

@@ -1,9 +1,10 @@
-"""The engine's runs: strict and native, each with and without the callback; a death becomes a finding."""
+"""The engine's runs: strict and native, with and without the callback; a death becomes a finding."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,35 +40,46 @@ class EngineRuns:
         return {name: run for name, run in (("native", self.native), ("strict", self.strict)) if run is not None}
 
 
-def run_all(work: Work) -> EngineRuns:
-    """Strict on the artifact rewritten as F32, native on the artifact; callback on against off for both."""
-    runs, native = EngineRuns(), work.request.engine
-    strict_file = work.folder / "strict.gguf"
+@contextmanager
+def strict_file(work: Work) -> Iterator[Path]:
+    """The artifact rewritten as F32, for as long as the block lasts."""
+    path = work.folder / "strict.gguf"
     try:
         with work.timings.step("strict file"):
             work.request.say("writing the artifact as F32")
-            write_strict(work.inputs.artifact, work.inputs.artifact, strict_file)
-        _, runs.strict = _both(runs, work, "strict", strict_settings(native), strict_file, _EVERY_TAP)
+            write_strict(work.inputs.artifact, work.inputs.artifact, path)
+        yield path
     finally:
-        strict_file.unlink(missing_ok=True)
-    runs.native, _ = _both(runs, work, "native", native, work.inputs.artifact.paths[0], _RESIDUALS)
+        path.unlink(missing_ok=True)
+
+
+def run_all(work: Work, strict_path: Path) -> EngineRuns:
+    """Strict with every tap; native without the callback and with it, which must not matter."""
+    runs, native = EngineRuns(), work.request.engine
+    runs.strict = _run(runs, work, "strict, callback on", strict_settings(native), strict_path, _EVERY_TAP)
+    model = work.inputs.artifact.paths[0]
+    runs.native = _run(runs, work, "native, callback off", native, model, _NO_CALLBACK)
+    if runs.native is not None:
+        on = _run(runs, work, "native, callback on", runs.native.settings, model, _RESIDUALS)
+        _compare_callback(runs, work, "native", runs.native, on)
     return runs
 
 
-def _both(
-    runs: EngineRuns, work: Work, name: str, settings: EngineSettings, model: Path, taps: Sequence[str] | None
-) -> tuple[EngineRun | None, EngineRun | None]:
-    """Without the callback, then with it and `taps`; what survives the first is what the second runs under."""
-    off = _run(runs, work, f"{name}, callback off", settings, model, _NO_CALLBACK)
-    if off is None:
-        return None, None
-    on = _run(runs, work, f"{name}, callback on", off.settings, model, taps)
-    if on is not None and on.settings == off.settings:
-        plain, tapped = (run.open().read("logits") for run in (off, on))
-        logits = compare_logits(plain, tapped, work.inputs.fixture.scored_positions())
-        floor = work.floors["settings.callback"]
-        runs.pairs.append(settings_leg.judge_pair(f"{name}, callback off", f"{name}, callback on", logits, floor=floor))
-    return off, on
+def confirm(runs: EngineRuns, work: Work, strict_path: Path) -> None:
+    """Strict without the callback: before the engine is accused of what was captured with it."""
+    if runs.strict is not None:
+        off = _run(runs, work, "strict, callback off", runs.strict.settings, strict_path, _NO_CALLBACK)
+        _compare_callback(runs, work, "strict", off, runs.strict)
+
+
+def _compare_callback(runs: EngineRuns, work: Work, name: str, off: EngineRun | None, on: EngineRun | None) -> None:
+    """Nothing if one of the two died, or survived only under other settings than the other."""
+    if off is None or on is None or on.settings != off.settings:
+        return
+    plain, tapped = (run.open().read("logits") for run in (off, on))
+    logits = compare_logits(plain, tapped, work.inputs.fixture.scored_positions())
+    floor = work.floors["settings.callback"]
+    runs.pairs.append(settings_leg.judge_pair(f"{name}, callback off", f"{name}, callback on", logits, floor=floor))
 
 
 def _run(

@@ -43,6 +43,8 @@ def test_override_is_named(make_pair: MakePair, case: str, override: str, tap: s
     record = whole_run(make_pair(case), overrides=(override,))
     assert record.verdict.primary == "engine.graph", (record.verdict, [f.message for f in record.findings])
     assert record.legs.graph.status == "fail"
+    assert [pair.a for pair in record.legs.settings.pairs] == ["native, callback off", "strict, callback off"]
+    assert record.legs.settings.status == "pass", "what was captured is what the engine computes without the callback"
     first = record.first_divergence
     assert first is not None and first.tap == tap
     assert first.token == token
