@@ -3,7 +3,8 @@
 Floors (`configs/tolerances.yaml`): `graph.local` for a tap over all tokens, `graph.local_token` for
 any one token of it, `graph.logits` for the logits end to end. `graph.local.<tap>` and
 `graph.local_token.<tap>` override the first two for one tap, named without its layer. Behind a table of
-GELU, whose steps are coarse, `graph.isolated_share` of the tokens may be left out of the mean.
+GELU, whose steps are coarse, `graph.gelu_token.<tap>` holds for a token, and `graph.isolated_share` of the
+tokens may be left out of the mean.
 """
 
 from __future__ import annotations
@@ -111,11 +112,14 @@ def judge_pass(
     series: list[tuple[TapErrors, Float64Array, float]] = []
     ties: dict[int, BoolArray] = {}
     isolated = 0
-    if any(name.startswith("gelu") for name in arithmetic):
+    by_table = any(name.startswith("gelu") for name in arithmetic)
+    if by_table:
         isolated = max(1, int(floors.get("graph.isolated_share", 0.0) * comparison.n_tokens))
     for errors in comparison.taps:
         layer, name = split(errors.tap)
         floor, token_floor = _floor("graph.local", name, floors), _floor("graph.local_token", name, floors)
+        if by_table:
+            token_floor = floors.get(f"graph.gelu_token.{name}", token_floor)
         if name == "moe_logits" and layer is not None:
             flipped = comparison.flipped(layer)
             if flipped is not None:

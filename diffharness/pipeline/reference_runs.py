@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ def against_engine(
     definition, logits, taps = one_pass(DEFINITION)
     if definition.ok:
         return GraphRuns(definition, None, logits, None, taps)
-    conventions, convention_logits, _ = one_pass(GGML)
+    gelu = Reference(source).model.uses_gelu  # a convention that the model has no use for explains nothing
+    conventions, convention_logits, _ = one_pass(replace(GGML, gelu_f16_table=gelu))
     return GraphRuns(definition, conventions, logits, convention_logits, taps)
 
 

@@ -261,7 +261,7 @@ def test_non_finite_values_are_part_of_the_evidence() -> None:
 def isolated(share: float, size: float, arithmetic=("gelu_f16_table",)):
     """`ffn_act` of layer 2 off by `size` (NMSE) at the first `share` of the tokens."""
     comparison = a_run(on("ffn_act", layers={2}, rows=slice(0, int(share * N)), factor=1 + size**0.5))
-    floors = FLOORS | {"graph.isolated_share": 0.02, "graph.local_token.ffn_act": 1e-5}
+    floors = FLOORS | {"graph.isolated_share": 0.02, "graph.gelu_token.ffn_act": 1e-5}
     return graph.judge_pass(comparison, SHAPE, floors, arithmetic=arithmetic)
 
 
