@@ -9,22 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diffharness.errors import SettingsError
+from diffharness.machine import usable_cores
 
 PLAIN_KV = ("F32", "F16", "BF16")
 
 KvType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class EngineSettings(BaseModel):
@@ -38,7 +34,7 @@ class EngineSettings(BaseModel):
     type_v: KvType = "F16"
     n_batch: Count = 2048
     n_ubatch: Count = 512
-    threads: Count = Field(default_factory=available_cores)
+    threads: Count = Field(default_factory=usable_cores)
     extra_bufts: bool = True  # weight repacking and AMX
     n_gpu_layers: int = -1  # -1: all
     op_offload: bool = True  # large products on a device even where the weights are on the host
@@ -87,6 +83,14 @@ class Floor(BaseModel):
 
     value: float = Field(ge=0)
     measured: str = Field(min_length=1)
+
+
+class Floors(Protocol):
+    """What a comparison asks of the tolerances; `Tolerances` and a plain dict both answer."""
+
+    def __getitem__(self, name: str, /) -> float: ...
+
+    def get(self, name: str, default: float, /) -> float: ...
 
 
 class Tolerances(BaseModel):

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.forensics.rounding import STEP, far_values, roundings
-from diffharness.legs._floors import Floors
 from diffharness.records import TensorRow
+from diffharness.settings import Floors
 from diffharness.taps import split
 from diffharness.weights.source import Float32Array, WeightSource
 

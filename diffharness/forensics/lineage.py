@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffharness.forensics.drift import TensorError
-from diffharness.legs._floors import Floors
+from diffharness.settings import Floors
 
 
 def differs_everywhere(tensors: Sequence[TensorError], floors: Floors, *, logits_moved: bool) -> bool:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from diffharness.errors import InconclusiveError
 from diffharness.legs._compare import BoolArray, Float64Array, TapComparison, TapErrors, logit_stats
-from diffharness.legs._floors import Floors
 from diffharness.legs._layers import buckets, describe_layers, describe_positions, ranges
 from diffharness.metrics import LogitComparison
 from diffharness.records import GraphPass, LayerRow, LogitStats, PositionRow, TapRow
+from diffharness.settings import Floors
 from diffharness.taps import LAYER_TAPS, layer_tap, split
 
 IntArray = NDArray[np.int64]

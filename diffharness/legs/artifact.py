@@ -17,10 +17,10 @@ from typing import Any
 from diffharness.forensics.drift import Drift, TensorError
 from diffharness.forensics.lineage import differs_everywhere
 from diffharness.legs._compare import TapComparison, logit_stats
-from diffharness.legs._floors import Floors
 from diffharness.legs._layers import describe_layers, ranges
 from diffharness.metrics import LogitComparison
 from diffharness.records import ArtifactLeg, Divergence, Finding, MetadataRow, TapRow, VerdictKind
+from diffharness.settings import Floors
 from diffharness.taps import split
 
 _OTHER_MODEL = "a sound model, but not made from this checkpoint"
