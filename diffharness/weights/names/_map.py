@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffharness.weights.source import Float32Array, Metadata
 
@@ -70,14 +71,19 @@ class RotaryPairs:
     rowwise: bool = False
 
     def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
-        w = parts[0]
-        halves = w.reshape(self.n_head, 2, w.shape[0] // self.n_head // 2, *w.shape[1:])
-        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(w.shape)
+        [rows] = parts
+        return rows[self._half_split_rows(len(rows))]
 
     def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
-        w = tensor
-        pairs = w.reshape(self.n_head, w.shape[0] // self.n_head // 2, 2, *w.shape[1:])
-        return [np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(w.shape)]
+        rows = np.empty_like(tensor)
+        rows[self._half_split_rows(len(tensor))] = tensor
+        return [rows]
+
+    def _half_split_rows(self, n_rows: int) -> NDArray[np.int64]:
+        """For each interleaved row, the half-split row that it is: 0, h, 1, h + 1, ... in a head of 2h rows."""
+        head = n_rows // self.n_head
+        within = np.arange(head) % 2 * (head // 2) + np.arange(head) // 2
+        return (np.arange(self.n_head)[:, None] * head + within).ravel()
 
 
 @dataclass(frozen=True)
