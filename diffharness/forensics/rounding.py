@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from diffharness.weights.dequant import dequantize
+from diffharness.weights.gguf_write import encode_floats
 from diffharness.weights.source import Float32Array
 
 # How far a value may be from the rounded checkpoint's, relative to it: one step of the type, since some
@@ -21,15 +23,11 @@ _QUIET = 1e-6  # of the tensor's largest value: below that a value has no digits
 
 
 def rounded(values: Float32Array, type_name: str) -> Float32Array:
-    """`values` after storage in one of `STEP`'s types."""
-    if type_name == "F16":
-        with np.errstate(over="ignore"):
-            return values.astype(np.float16).astype(np.float32)
-    if type_name == "BF16":
-        bits = np.ascontiguousarray(values).view(np.uint32)
-        even = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) & np.uint32(0xFFFF0000)
-        return even.view(np.float32)
-    return values
+    """`values` after storage in one of `STEP`'s types: what is written to a file, read back."""
+    if type_name not in ("F16", "BF16"):
+        return values
+    with np.errstate(over="ignore"):
+        return dequantize(encode_floats(values, type_name), type_name, values.shape)
 
 
 def roundings(values: Float32Array, type_name: str) -> Iterator[tuple[str | None, Float32Array]]:

@@ -22,7 +22,7 @@ from diffharness.weights.convert import checkpoint_to_gguf
 from diffharness.weights.gguf_file import GgufFile, open_gguf
 from diffharness.weights.source import Overlay, WeightSource
 
-_REPAIRS = 4  # forwards spent on repaired keys; more differing keys are tried together only
+_REPAIRS = 4  # keys that are repaired, a forward each; of further ones no perplexity is given
 
 
 @dataclass(frozen=True)
