@@ -22,6 +22,9 @@ from diffharness.errors import BadInputError, OutputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from diffharness.records import Record
+    from diffharness.report.document import Document
+
 log = logging.getLogger("diffharness")
 STDOUT = Path("-")
 ARGUMENTS = "diffharness.arguments"  # where a context keeps the words that followed the program's name
@@ -150,6 +153,16 @@ def printing() -> Iterator[None]:
         raise OutputError(
             f"cannot write to standard output: {error.strerror or error}", hint="give a place that has room"
         ) from error
+
+
+def present(document: Document, record: Record, json_file: Path | None, markdown: Path | None) -> None:
+    """The record and the report to where they were asked for, and the report to the human."""
+    from diffharness.report.document import print_document, to_markdown
+
+    emit(json_file, record.to_json() if json_file else "")
+    emit(markdown, to_markdown(document) if markdown else "")
+    with printing():
+        print_document(document, result_console(json_file, markdown))
 
 
 def taken(*targets: Path | None) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 
 from diffharness.forensics.drift import Drift, TensorError
 from diffharness.forensics.lineage import differs_everywhere
+from diffharness.layers import describe_layers, ranges
 from diffharness.legs._compare import TapComparison, logit_stats
-from diffharness.legs._layers import describe_layers, ranges
 from diffharness.metrics import LogitComparison
 from diffharness.records import ArtifactLeg, Divergence, Finding, MetadataRow, TapRow, VerdictKind
 from diffharness.settings import Floors

@@ -62,9 +62,7 @@ class _Shard:
         """Rows of an F32 tensor."""
         row_bytes = entry.n_bytes // max(1, entry.shape[0])
         try:
-            return pread.read_float32(
-                self.file.fileno(), entry.start + first * row_bytes, (n_rows, *entry.shape[1:])
-            )
+            return pread.read_float32(self.file.fileno(), entry.start + first * row_bytes, (n_rows, *entry.shape[1:]))
         except (EOFError, OSError) as error:
             raise ArtifactFileError(f"{self.path}: tensor {entry.name} cannot be read: {error}") from error
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffharness.legs._layers import buckets, describe_layers, describe_positions, period, ranges
+from diffharness.layers import buckets, describe_layers, describe_positions, period, ranges
 
 GEMMA = ["sliding"] * 5 + ["global"]
 

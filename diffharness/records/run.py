@@ -1,21 +1,17 @@
 """The run record: everything that a run found, as one JSON document (schema `diffharness.run/1`).
 
-Fields may be added under this schema, none renamed and none removed. Numbers that JSON has no word
-for are written as the strings "inf", "-inf" and "nan", and read back as floats; inside `evidence`
-they stay strings. Tokens are rows of the flattened fixture: chunk after chunk, counted from 0.
+Fields may be added under this schema, none renamed and none removed. Tokens are rows of the flattened
+fixture: chunk after chunk, counted from 0.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
+from pydantic import Field
 
-from diffharness.errors import BadInputError
+from diffharness.records.base import Number, Part, Plain, PlainDict, Record, load, parse
 
 SCHEMA = "diffharness.run/1"
 
@@ -37,45 +33,7 @@ Status = Literal["pass", "fail", "not_run"]
 LEG_NAMES: tuple[LegName, ...] = ("tokens", "graph", "kernel", "settings", "artifact")
 
 
-def _json_number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(float(value))
-
-
-Number = Annotated[
-    float,
-    PlainSerializer(_json_number, return_type=float | str, when_used="json"),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["inf", "-inf", "nan"]}]}),
-]
-"""A float that may be infinite or not a number."""
-
-
-def plain(value: object) -> Any:
-    """`value` in JSON's own types: numpy scalars and arrays unpacked, tuples as lists, inf and nan as strings."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return _json_number(float(value))
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist"):  # numpy, which this layer does not import
-        return plain(value.tolist())
-    return str(value)
-
-
-Plain = Annotated[Any, BeforeValidator(plain)]
-PlainDict = Annotated[dict[str, Any], BeforeValidator(plain)]
-"""A JSON object of any content; Python and numpy values are made plain on the way in."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, serialize_by_alias=True)
-
-
-class Verdict(_Part):
+class Verdict(Part):
     """What the run concludes: `primary` is what to act on first, `all` everything that holds."""
 
     primary: VerdictKind
@@ -84,7 +42,7 @@ class Verdict(_Part):
     next_step: str | None = None
 
 
-class Divergence(_Part):
+class Divergence(Part):
     """The first place, in order of computation, where two sides part."""
 
     leg: LegName
@@ -96,7 +54,7 @@ class Divergence(_Part):
     nmse_local: Number | None = None
 
 
-class LogitStats(_Part):
+class LogitStats(Part):
     """Logits of one side against the other's, over the scored positions; KL in nats, the reference side first."""
 
     nmse: Number
@@ -107,7 +65,7 @@ class LogitStats(_Part):
     n: int = Field(default=0, description="positions compared")
 
 
-class TapRow(_Part):
+class TapRow(Part):
     """One tap, compared over every token. NMSE = sum (a-b)^2 / sum b^2 with b the reference."""
 
     tap: str
@@ -124,14 +82,14 @@ class TapRow(_Part):
     nmse_control: Number | None = Field(default=None, description="artifact leg: the same for the control")
 
 
-class Unmatched(_Part):
+class Unmatched(Part):
     """Taps that only one side exposed."""
 
     engine: list[str] = []
     reference: list[str] = []
 
 
-class LayerRow(_Part):
+class LayerRow(Part):
     """The worst local tap of one layer."""
 
     layer: int
@@ -141,7 +99,7 @@ class LayerRow(_Part):
     ok: bool
 
 
-class PositionRow(_Part):
+class PositionRow(Part):
     """The worst local NMSE of any tap over the tokens at positions start .. stop - 1 of their chunks."""
 
     start: int
@@ -152,7 +110,7 @@ class PositionRow(_Part):
     ok: bool
 
 
-class GraphPass(_Part):
+class GraphPass(Part):
     """The graph leg's outcome under one arithmetic of the reference."""
 
     arithmetic: list[str] = Field(default=[], description="ggml conventions that were on; empty: as defined")
@@ -163,7 +121,7 @@ class GraphPass(_Part):
     failing: list[str] = Field(default=[], description="taps above their local floor, in graph order")
 
 
-class Leg(_Part):
+class Leg(Part):
     """One question. `reason` says why a leg did not run, or what else the reader must know."""
 
     status: Status = "not_run"
@@ -185,7 +143,7 @@ class GraphLeg(Leg):
     router_ties: int = Field(default=0, description="tokens times layers whose expert choice flipped on a near tie")
 
 
-class NodeRow(_Part):
+class NodeRow(Part):
     """One graph node, recomputed from the inputs that the engine gave it."""
 
     node: str
@@ -202,7 +160,7 @@ class KernelLeg(Leg):
     worst: list[NodeRow] = []
 
 
-class SettingsPair(_Part):
+class SettingsPair(Part):
     """The same engine twice, under settings that must not matter."""
 
     a: str
@@ -221,7 +179,7 @@ class SettingsLeg(Leg):
     pairs: list[SettingsPair] = []
 
 
-class TensorRow(_Part):
+class TensorRow(Part):
     """One tensor of the artifact against the checkpoint's; relative errors are NMSE over the whole tensor."""
 
     name: str
@@ -236,7 +194,7 @@ class TensorRow(_Part):
     damaged: bool = False
 
 
-class MetadataRow(_Part):
+class MetadataRow(Part):
     """One key on which artifact and checkpoint differ."""
 
     key: str
@@ -257,7 +215,7 @@ class ArtifactLeg(Leg):
     pattern: str | None = Field(default=None, description="which layers and classes are damaged")
 
 
-class TokenDifference(_Part):
+class TokenDifference(Part):
     """Where two tokenizations of one text part; an id is null where that side has ended."""
 
     position: int
@@ -274,7 +232,7 @@ class TokensLeg(Leg):
     first_difference: TokenDifference | None = None
 
 
-class Legs(_Part):
+class Legs(Part):
     graph: GraphLeg = GraphLeg()
     kernel: KernelLeg = KernelLeg()
     settings: SettingsLeg = SettingsLeg()
@@ -286,7 +244,7 @@ class Legs(_Part):
         return leg
 
 
-class Score(_Part):
+class Score(Part):
     """Teacher-forced perplexity over the scored positions; `nll` is the mean in nats."""
 
     ppl: Number
@@ -294,14 +252,14 @@ class Score(_Part):
     n: int = 0
 
 
-class Scores(_Part):
+class Scores(Part):
     """`reference`: artifact, checkpoint, control. `engine`: native, strict."""
 
     reference: dict[str, Score] = {}
     engine: dict[str, Score] = {}
 
 
-class Finding(_Part):
+class Finding(Part):
     """One piece of evidence. `kind` is the verdict that it speaks for, null for information."""
 
     kind: VerdictKind | None
@@ -311,7 +269,7 @@ class Finding(_Part):
     next_step: str | None = Field(default=None, description="a command that would tell more")
 
 
-class ArtifactSubject(_Part):
+class ArtifactSubject(Part):
     path: str
     sha256: str | None = None
     arch: str | None = None
@@ -322,7 +280,7 @@ class ArtifactSubject(_Part):
     n_bytes: int | None = None
 
 
-class CheckpointSubject(_Part):
+class CheckpointSubject(Part):
     path: str
     sha256: str | None = None
     arch: str | None = None
@@ -331,7 +289,7 @@ class CheckpointSubject(_Part):
     ignored: list[str] = []
 
 
-class FixtureSubject(_Part):
+class FixtureSubject(Part):
     name: str
     n_tokens: int
     n_scored: int
@@ -341,7 +299,7 @@ class FixtureSubject(_Part):
     provenance: str | None = None
 
 
-class EngineSubject(_Part):
+class EngineSubject(Part):
     version: str | None = None
     bindings: str | None = Field(default=None, description="the Python package and its version")
     commit: str | None = None
@@ -350,7 +308,7 @@ class EngineSubject(_Part):
     system_info: str | None = None
 
 
-class Subject(_Part):
+class Subject(Part):
     """What was under test, and on what machine."""
 
     artifact: ArtifactSubject
@@ -360,7 +318,7 @@ class Subject(_Part):
     machine: PlainDict = {}
 
 
-class RunRecord(_Part):
+class RunRecord(Record):
     """One run: the verdict, the legs behind it, and what it takes to do it again."""
 
     schema_: Literal["diffharness.run/1"] = Field(default="diffharness.run/1", alias="schema")
@@ -373,42 +331,12 @@ class RunRecord(_Part):
     repro: str = ""
     timings: dict[str, Number] = Field(default={}, description="seconds by step")
 
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """The record as JSON text, strictly within the standard."""
-        return json.dumps(self.model_dump(mode="json"), indent=indent, allow_nan=False, ensure_ascii=False)
-
 
 def parse_record(text: str, where: str = "the run record") -> RunRecord:
     """A record back from its JSON; BadInputError if it is none, or of another schema."""
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{where}: expected a JSON run record, found {error}") from error
-    found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-    if found != SCHEMA:
-        raise BadInputError(
-            f"{where}: expected schema {SCHEMA!r}, found {found!r}",
-            hint="make the run again with this version, or read it with the version that wrote it",
-        )
-    try:
-        return RunRecord.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BadInputError(
-            f"{where}: not a valid {SCHEMA} record: {place}: {first['msg']} ({error.error_count()} problems)"
-        ) from error
+    return parse(RunRecord, text, where)
 
 
 def load_record(path: Path) -> RunRecord:
     """The record in a file, or in a run folder's `run.json`."""
-    file = path / "run.json" if path.is_dir() else path
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"cannot read the run record {file}: {error}") from error
-    return parse_record(text, str(file))
-
-
-if __name__ == "__main__":
-    print(json.dumps(RunRecord.model_json_schema(mode="serialization"), indent=2, ensure_ascii=False))
+    return load(RunRecord, path / "run.json" if path.is_dir() else path)
