@@ -18,13 +18,14 @@ pinned = $(shell grep '^$(1)==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check bench test-real test-converter clean
+.PHONY: help setup run test check bench confusion test-real test-converter clean
 
 help:
 	@echo 'make run             set up, then run on the embedded model (ARGS="MODEL ..." for another)'
 	@echo 'make test            set up, then the tests'
 	@echo 'make check           lint, types, layering'
 	@echo 'make bench           speed and memory, as ratios'
+	@echo 'make confusion       planted damage against verdicts: clean, damaged, of another lineage'
 	@echo 'make test-real       SmolLM2 and Gemma 3 270M, 512 tokens each (downloads 350 MB)'
 	@echo "make test-converter  our GGUFs against those of llama.cpp's own converter"
 	@echo 'make setup           set up only'
@@ -48,6 +49,9 @@ check: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready-test
 	$(BIN)/python -m bench
+
+confusion: $(VENV)/.ready-test
+	$(BIN)/python -m bench.confusion
 
 test-real: $(VENV)/.ready-test
 	$(BIN)/python -m pytest tests/real -m real --run-real
