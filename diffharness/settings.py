@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from diffharness.errors import SettingsError
 from diffharness.machine import usable_cores
 
+M = TypeVar("M", bound=BaseModel)
 PLAIN_KV = ("F32", "F16", "BF16")
 
 KvType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
@@ -157,6 +158,12 @@ def load_tolerances(path: str | os.PathLike[str] | None = None) -> Tolerances:
     file = Path(path) if path is not None else configs_dir() / "tolerances.yaml"
     tolerances: Tolerances = _validated(Tolerances, _read_yaml(file), file)
     return tolerances
+
+
+def load_yaml(model: type[M], path: Path, **defaults: Any) -> M:
+    """A YAML file as a pydantic model; `defaults` stand for keys that it lacks. SettingsError if it is not valid."""
+    loaded: M = _validated(model, {**defaults, **_read_yaml(path)}, path)
+    return loaded
 
 
 def _resolved(value: Path, base: Path) -> Path:

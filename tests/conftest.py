@@ -19,10 +19,12 @@ settings.load_profile("no deadline")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-real", action="store_true", help="also run real models (downloads 350 MB)")
+    parser.addoption("--run-confusion", action="store_true", help="also judge every case of the confusion matrix")
     parser.addoption("--run-converter", action="store_true", help="also run llama.cpp's own converter (downloads it)")
 
 
 _ON_REQUEST = {
+    "confusion": "takes a quarter of an hour: --run-confusion, or `make confusion`",
     "converter": "downloads llama.cpp's converter: run by `make test-converter`",
     "real": "downloads real models: run by `make test-real`",
 }

@@ -24,7 +24,7 @@ import typer
 from typer.core import TyperGroup
 
 from diffharness import __version__
-from diffharness.cli import archs, doctor, fixture, run
+from diffharness.cli import archs, damage, doctor, fixture, gate, grade, inspect, recipe, restore, run
 from diffharness.cli._common import ARGUMENTS, log
 from diffharness.errors import BadInputError, DiffharnessError
 from diffharness.report._format import clean
@@ -107,7 +107,13 @@ def _top(
 
 app.add_typer(fixture.app, name="fixture")
 app.command("run")(run.run)
+app.command("inspect")(inspect.inspect)
+app.command("grade")(grade.grade)
+app.command("recipe")(recipe.recipe)
+app.command("gate")(gate.gate)
+app.command("restore")(restore.restore)
 app.command("archs")(archs.archs)
+app.command("damage")(damage.damage)
 app.command("doctor")(doctor.doctor)
 
 

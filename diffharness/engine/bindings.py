@@ -176,16 +176,21 @@ class Ggml:
         self.library.ggml_backend_tensor_get(address, raw.ctypes.data, 0, raw.size)
         return raw
 
-    def quantize(self, rows: NDArray[np.float32], type_id: int) -> NDArray[np.uint8]:
-        """Rows [n, n_per_row] in the blocks of a type, without an importance matrix, as ggml does it."""
+    def quantize(
+        self, rows: NDArray[np.float32], type_id: int, importance: NDArray[np.float32] | None = None
+    ) -> NDArray[np.uint8]:
+        """Rows [n, n_per_row] in the blocks of a type, as ggml does it; `importance` [n_per_row] weighs the columns."""
         n_rows, n_per_row = rows.shape
-        if self.library.ggml_quantize_requires_imatrix(type_id):
+        if importance is None and self.library.ggml_quantize_requires_imatrix(type_id):
             raise EngineError(f"{self.type_name(type_id)} cannot be made without an importance matrix")
         if n_per_row % self.library.ggml_blck_size(type_id):
             raise EngineError(f"rows of {n_per_row} do not divide into blocks of {self.type_name(type_id)}")
         rows = np.ascontiguousarray(rows, dtype=np.float32)
         out = np.empty(n_rows * self.library.ggml_row_size(type_id, n_per_row), dtype=np.uint8)
-        done = self.library.ggml_quantize_chunk(type_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_per_row, None)
+        weights = None if importance is None else importance.ctypes.data
+        done = self.library.ggml_quantize_chunk(
+            type_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_per_row, weights
+        )
         if done != out.size:
             raise EngineError(f"quantizing to {self.type_name(type_id)} gave {done} bytes, not {out.size}")
         return out

@@ -100,7 +100,8 @@ def run_job(
         heartbeat.truncate(HEARTBEAT_SIZE)
         worker = _Worker(settings, heartbeat.fileno())
         try:
-            worker.send_job(job)
+            worker.send(job)
+            worker.end_input()
             event = worker.follow(progress)
         finally:
             worker.kill()
@@ -109,16 +110,59 @@ def run_job(
             del event["event"]
             return event, words
         note = read_heartbeat(heartbeat.fileno())
-    phase, node = note.pop("phase", "start"), note
-    if event is not None:
-        raise _reported(event, words, phase)
-    raise _died(worker, words, node, phase)
+    raise _failure(worker, event, words, note)
+
+
+class Dialogue:
+    """A worker that stays for one job of many requests, each answered by one event.
+
+    Close it, or use it as a context manager: no process of the worker's group is left then. A worker that
+    died, was stopped or was interrupted in a request is closed already.
+    """
+
+    def __init__(self, settings: EngineSettings, job: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Starts the worker, which inherits `descriptors`. Raises EngineCrash."""
+        self.closed = False
+        with contextlib.ExitStack() as stack:
+            self._heartbeat = stack.enter_context(tempfile.TemporaryFile())
+            self._heartbeat.truncate(HEARTBEAT_SIZE)
+            self._worker = _Worker(settings, self._heartbeat.fileno(), descriptors)
+            stack.pop_all()
+        self._worker.send(job)
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The `answer` event. Raises EngineCrash; after a `refused` event the worker waits for the next request."""
+        try:
+            self._worker.send(request)
+            event = self._worker.follow(None)
+        except BaseException:
+            self.close()
+            raise
+        if event is not None and event["event"] == "answer":
+            return event
+        note = read_heartbeat(self._heartbeat.fileno())
+        if event is None or event["event"] != "refused":
+            self.close()
+        raise _failure(self._worker, event, self._worker.last_words(), note)
+
+    def close(self) -> None:
+        """Stop the worker and wait for it; may be called again."""
+        if not self.closed:
+            self.closed = True
+            self._worker.kill()
+            self._heartbeat.close()
+
+    def __enter__(self) -> Dialogue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class _Worker:
     """A running worker: its pipes, its deadline, and how it ended."""
 
-    def __init__(self, settings: EngineSettings, heartbeat_fd: int) -> None:
+    def __init__(self, settings: EngineSettings, heartbeat_fd: int, descriptors: Sequence[int] = ()) -> None:
         self.limit_s = settings.time_limit_s
         self.timed_out = False
         events, event_fd = os.pipe()
@@ -132,7 +176,7 @@ class _Worker:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 env=_environment(settings),
-                pass_fds=(event_fd, heartbeat_fd),
+                pass_fds=(event_fd, heartbeat_fd, *descriptors),
                 start_new_session=True,
             )
         except OSError as err:
@@ -146,13 +190,17 @@ class _Worker:
         self._listener = threading.Thread(target=self._listen, args=(self.process.stderr,), daemon=True)
         self._listener.start()
 
-    def send_job(self, job: Mapping[str, Any]) -> None:
+    def send(self, job: Mapping[str, Any]) -> None:
+        """A job, or a request of one, as a line."""
         assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(job).encode())
+        with contextlib.suppress(BrokenPipeError):  # it died already, which `follow` will see
+            self.process.stdin.write(json.dumps(job).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def end_input(self) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            return  # it died already, which `follow` will see
 
     def follow(self, progress: Progress | None) -> dict[str, Any] | None:
         """The last event, a result or an error; None if the worker ended or was stopped without one."""
@@ -231,6 +279,14 @@ def _environment(settings: EngineSettings) -> dict[str, str]:
 
 # Errors of the worker that are not the engine's fault.
 _PASSED_ON: Mapping[str, type[DiffharnessError]] = {kind.__name__: kind for kind in (OutputError, FixtureError)}
+
+
+def _failure(
+    worker: _Worker, event: Mapping[str, Any] | None, words: Sequence[str], note: dict[str, Any]
+) -> DiffharnessError:
+    """What to raise for a worker that reported an error, or ended without an event; `note` is its heartbeat's."""
+    phase, node = note.pop("phase", "start"), note
+    return _died(worker, words, node, phase) if event is None else _reported(event, words, phase)
 
 
 def _reported(event: Mapping[str, Any], words: Sequence[str], phase: str) -> DiffharnessError:

@@ -1,4 +1,4 @@
-"""The engine's process: reads one job from standard input, does it with llama.cpp, reports events.
+"""The engine's process: reads a job from standard input, does it with llama.cpp, reports events.
 
 Started by `runner.Engine` under any interpreter that has numpy and llama_cpp. Events are JSON lines
 on a pipe of their own, since llama.cpp and what it loads may print anywhere; standard error is the
@@ -22,6 +22,7 @@ from diffharness.captures import CaptureWriter
 from diffharness.engine.bindings import devices
 from diffharness.engine.capture import NodeReader
 from diffharness.engine.nodes import is_wanted, table_for
+from diffharness.engine.quantize_jobs import quantize_file, quantize_rows, serve_quantizer
 from diffharness.engine.session import Job, Session
 from diffharness.errors import DiffharnessError, EngineError, FixtureError
 
@@ -194,66 +195,18 @@ def _describe(session: Session) -> dict[str, Any]:
     }
 
 
-def _quantize_rows(session: Session, job: Job) -> dict[str, Any]:
-    """Rows of a raw float32 file to a raw file of blocks, item after item; returns each item's bytes."""
-    session.phase("quantize")
-    source = np.memmap(job["source"], dtype=np.uint8, mode="r")
-    sizes = []
-    with open(job["out"], "wb") as out:
-        for item in job["items"]:
-            n_rows, n_per_row = item["n_rows"], item["n_per_row"]
-            start, type_id = item["offset"], session.ggml.type_id(item["type"], session.llama)
-            begun = out.tell()
-            step = max(1, (16 << 20) // (4 * n_per_row))
-            for row in range(0, n_rows, step):
-                end = min(n_rows, row + step)
-                raw = source[start + row * n_per_row * 4 : start + end * n_per_row * 4]
-                out.write(session.ggml.quantize(raw.view(np.float32).reshape(end - row, n_per_row), type_id).data)
-            sizes.append(out.tell() - begun)
-    return {"sizes": sizes}
-
-
-def _quantize_file(session: Session, job: Job) -> dict[str, Any]:
-    """llama_model_quantize: a file to a mixture (`Q4_K_M`), or each tensor to the type that it is given."""
-    llama = session.llama
-    ftype = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{job['ftype']}", None)
-    if ftype is None:
-        raise EngineError(f"this llama.cpp has no quantization {job['ftype']}")
-    params = llama.llama_model_quantize_default_params()
-    params.nthread, params.ftype, params.allow_requantize = job["threads"], ftype, True
-    types = job["types"]
-    if types:
-        array = (llama.llama_model_tensor_override * (len(types) + 1))()
-        for item, (pattern, name) in zip(array, types.items(), strict=False):
-            item.pattern, item.type = pattern.encode(), session.ggml.type_id(name, llama)
-        params.tt_overrides, params.pure = array, True
-    uniform = job["uniform"]
-    if uniform:
-        # Types that llama.cpp refuses to make without an importance matrix get one that prefers nothing.
-        ones = np.ones(max(uniform.values()), dtype=np.float32)
-        weights = (llama.llama_model_imatrix_data * (len(uniform) + 1))()
-        for item, (name, size) in zip(weights, uniform.items(), strict=False):
-            item.name, item.size = name.encode(), size
-            item.data = ones.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        params.imatrix = weights
-    session.phase("quantize")
-    status = llama.llama_model_quantize(os.fsencode(job["model"]), os.fsencode(job["out"]), ctypes.byref(params))
-    if status != 0:
-        raise EngineError(f"llama.cpp does not quantize {job['model']}: {status}")
-    return {}
-
-
 _JOBS: Mapping[str, Callable[[Session, Job], dict[str, Any]]] = {
     "capture": _capture,
     "tokenize": _tokenize,
     "info": lambda session, job: _describe(session),
-    "quantize_rows": _quantize_rows,
-    "quantize_file": _quantize_file,
+    "quantize_rows": quantize_rows,
+    "quantize_file": quantize_file,
+    "serve_quantizer": serve_quantizer,
 }
 
 
 def main(event_fd: int, heartbeat_fd: int) -> None:
-    """Entry of the bootstrap: the job is on standard input; what prints to standard output goes to standard error."""
-    job = json.load(sys.stdin)
+    """Entry of the bootstrap: the job is standard input's first line; what is printed goes to standard error."""
+    job = json.loads(sys.stdin.readline())
     os.dup2(2, 1)
     run(Session(event_fd, heartbeat_fd), job)

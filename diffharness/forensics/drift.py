@@ -4,30 +4,30 @@ The measure is relative: NMSE of the artifact's values, the checkpoint's below t
 is the checkpoint's own tensor quantized afresh to the same type by ggml's quantizer. A tensor is far
 when its error is beyond the control's by more than importance weights explain, over the whole tensor,
 in any one row or in any block of a row (a damaged block disappears in the mean of a large tensor and
-in that of a long row). F32, F16 and BF16 lose only their rounding, so every single value is judged. Two
-or three tensors are in memory at a time.
+in that of a long row); or when its values are not those that its blocks' levels offer (`levels`). F32,
+F16 and BF16 lose only their rounding, so every single value is judged.
 
-Floors: `artifact.tensor_factor`, `artifact.tensor_floor`, and factor and floor of `artifact.row` and `artifact.block`.
+Floors: `artifact.tensor_factor`, `artifact.tensor_floor`, factor and floor of `artifact.row` and `artifact.block`,
+`artifact.weighed_factor` and `artifact.weighed_most`, and those of `levels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from diffharness.forensics.rounding import STEP, far_values, roundings
+from diffharness.forensics.levels import lean_limits, leans
+from diffharness.forensics.passing import Observer, Passed, Passing
+from diffharness.forensics.rounding import STEP
+from diffharness.forensics.sums import BoolArray, Float64Array, cosine, ratio
 from diffharness.records import TensorRow
 from diffharness.settings import Floors
 from diffharness.taps import split
-from diffharness.weights.source import Float32Array, WeightSource
+from diffharness.weights.grid import has_levels
+from diffharness.weights.source import IntArray, TensorInfo, WeightSource
 
-Float64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
-
-_BLOCK_ELEMENTS = 1 << 21
+_QUIET = 1e-2  # of the median row's or block's power
 _LONG_ROW = 4  # blocks from which on a row's mean says more than its worst block
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 
@@ -47,7 +47,12 @@ class TensorError:
     worst_row: int | None  # the row with the largest error, counted over all leading axes
     limit: float  # what `error` may be at most
     note: str | None = None  # why it could not be measured, or what explains it
-    exact: bool = False  # bit for bit the control
+    exact: bool = False  # bit for bit the control, as far as that was made
+    far: BoolArray | None = field(default=None, compare=False, repr=False)  # [rows], counted by `far_rows`
+    no_control: str | None = None  # why none could be made
+    misplaced: float | None = None  # NMSE beyond that of the nearest levels of the tensor's own blocks
+    misplaced_usual: float = 0.0  # what importance weights may leave of it
+    why: tuple[str, ...] = ()  # what is beyond the control, other than the error: `levels`, `scale`, `offset`
 
     @property
     def layer(self) -> int | None:
@@ -65,6 +70,8 @@ class TensorError:
     @property
     def excess(self) -> float:
         """The error that the type does not explain; 0 where there is nothing to judge by."""
+        if self.misplaced is not None:
+            return max(0.0, self.misplaced - self.misplaced_usual)
         return 0.0 if self.control is None and np.isfinite(self.error) else max(0.0, self.error - (self.control or 0.0))
 
     @property
@@ -73,7 +80,12 @@ class TensorError:
 
     @property
     def damaged(self) -> bool:
-        return not self.error <= self.limit or self.far_rows > 0
+        return not self.error <= self.limit or self.far_rows > 0 or bool(self.why)
+
+    @property
+    def is_local(self) -> bool:
+        """Damaged in a few rows, blocks or values only, while the whole is as near as its type allows."""
+        return self.far_rows > 0 and self.error <= self.limit and not self.why
 
     def row(self) -> TensorRow:
         return TensorRow(
@@ -100,26 +112,48 @@ class Drift:
 
 
 def tensor_errors(
-    artifact: WeightSource, checkpoint: WeightSource, control: WeightSource | None, floors: Floors
+    artifact: WeightSource,
+    checkpoint: WeightSource,
+    control: WeightSource | None,
+    floors: Floors,
+    *,
+    on_tensor: Observer | None = None,
+    on_sample: Observer | None = None,
 ) -> Drift:
     """Compare tensor by tensor, in the artifact's order.
 
     Without a control (or where it lacks a tensor of the same type) tensors kept as F32, F16 and BF16
     are still judged, by rounding the checkpoint's values; of the others only the error is given. A
     tied head may be stored on one side only; it is then compared with the embedding.
+
+    Each file is read once, large tensors in runs of rows. A ready `control` is read whole; of a
+    `Control` some rows of large tensors are made (`passing` says which). `on_tensor` gets every run of
+    rows as it was read, those of one tensor one after the other; where the control's rows are not all
+    made they are None there, and `on_sample` then gets rows that are spread over the tensor, control included.
     """
+    passing = Passing(artifact, checkpoint, control, on_tensor, on_sample)
     errors: list[TensorError] = []
     extra: list[str] = []
+
+    def compare(name: str, other: str, called: str) -> None:
+        info, theirs = artifact.tensors[name], checkpoint.tensors[other]
+        if info.shape == theirs.shape:
+            errors.append(_judged(called, info, passing.through(name, other, called), floors))
+        else:
+            note = f"shape {info.shape} in the artifact, {theirs.shape} in the checkpoint"
+            infinite = float("inf")
+            errors.append(TensorError(called, info.type, info.shape, infinite, None, 0.0, 0, 0, None, 0.0, note))
+
     for name in artifact.tensors:
         other = _counterpart(name, checkpoint)
         if other is None:
             extra.append(name)
         else:
-            errors.append(_tensor_error(artifact, name, checkpoint, other, control, floors))
+            compare(name, other, name)
     missing = [name for name in checkpoint.tensors if name not in artifact.tensors]
     if _HEAD in missing and _EMBEDDING in artifact.tensors:
         missing.remove(_HEAD)
-        errors.append(_tensor_error(artifact, _EMBEDDING, checkpoint, _HEAD, control, floors, called=_HEAD))
+        compare(_EMBEDDING, _HEAD, _HEAD)
     return Drift(errors, missing, extra)
 
 
@@ -129,56 +163,96 @@ def _counterpart(name: str, source: WeightSource) -> str | None:
     return _EMBEDDING if name == _HEAD and _EMBEDDING in source.tensors else None
 
 
-def _tensor_error(
-    artifact: WeightSource,
-    name: str,
-    checkpoint: WeightSource,
-    other: str,
-    control: WeightSource | None,
-    floors: Floors,
-    called: str | None = None,
-) -> TensorError:
-    info = artifact.tensors[name]
-    theirs = checkpoint.tensors[other]
-    if info.shape != theirs.shape:
-        note = f"shape {info.shape} in the artifact, {theirs.shape} in the checkpoint"
-        return TensorError(called or name, info.type, info.shape, float("inf"), None, 0.0, 0, 0, None, 0.0, note)
-    a, b, explained = artifact.read(name), checkpoint.read(other), None
-    if info.type in STEP:
-        sums, explained = _nearest_rounding(a, b, info.type)
-    else:
-        c = _quantized_alike(name, info.type, b.shape, control if called is None else None)
-        sums = _row_sums(_rows(a), _rows(b), None if c is None else _rows(c))
-    error = _ratio(float(sums.error.sum()), float(sums.power.sum()))
-    control_error = None if sums.control is None else _ratio(float(sums.control.sum()), float(sums.power.sum()))
-    limit = float("inf")
-    far = np.zeros(len(sums.error), dtype=np.bool_)
-    if control_error is not None:
-        limit = floors["artifact.tensor_factor"] * control_error + floors["artifact.tensor_floor"]
-        far = sums.far_values | _far(sums, control_error, floors)
+def _judged(name: str, info: TensorInfo, found: Passed, floors: Floors) -> TensorError:
+    error = ratio(float(found.sums.error.sum()), float(found.powers.power.sum()))
+    far, usual, limit = found.far, None, float("inf")
+    if found.control is not None:
+        far = found.far | _far(found, floors)
+        usual, limit = _limit(found, floors)
+        if found.sample is not None:
+            made = found.sample.make(np.flatnonzero(far), found.control)
+            if error > limit:
+                # What is beyond may lie in rows whose control was not made: those with the largest errors first.
+                made |= found.sample.make(np.argsort(-found.sums.rows, kind="stable"), found.control)
+            if made:
+                far, (usual, limit) = found.far | _far(found, floors), _limit(found, floors)
+    placed = _Placed(limit)
+    if usual is not None and info.type not in STEP:
+        placed = _placed(found, info, usual, limit, floors)
+        far[placed.far] = True
+    rows = found.sums.rows
     return TensorError(
-        name=called or name,
+        name=name,
         type=info.type,
         shape=info.shape,
         error=error,
-        control=control_error,
-        cos=sums.cosine,
-        non_finite=sums.non_finite,
+        control=usual,
+        cos=cosine(found.sums, found.powers),
+        non_finite=found.sums.non_finite,
         far_rows=int(far.sum()),
-        worst_row=int(np.nan_to_num(sums.error, nan=np.inf).argmax()) if len(sums.error) else None,
-        limit=limit,
-        note=explained,
-        exact=sums.exact,
+        worst_row=int(np.nan_to_num(rows, nan=np.inf).argmax()) if len(rows) else None,
+        limit=placed.limit,
+        note=found.note,
+        exact=found.exact,
+        far=far,
+        no_control=found.no_control,
+        misplaced=placed.misplaced,
+        misplaced_usual=placed.misplaced_usual,
+        why=placed.why,
     )
 
 
-def _far(sums: _RowSums, usual: float, floors: Floors) -> BoolArray:
+@dataclass(frozen=True)
+class _Placed:
+    """What the levels of a tensor's blocks say, or its scale and offset."""
+
+    limit: float  # of the error
+    misplaced: float | None = None
+    misplaced_usual: float = 0.0
+    why: tuple[str, ...] = ()
+    far: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+def _placed(found: Passed, info: TensorInfo, usual: float, limit: float, floors: Floors) -> _Placed:
+    """`usual` is the control's error, `limit` what the artifact's may be."""
+    levels = found.levels
+    if levels is None:
+        return _Placed(limit) if has_levels(info.type) else _leaning(found, info, usual, limit, floors)
+    far, accepted = levels.far(info.type, usual, floors), levels.usual(info.type, usual, floors)
+    if not levels.misplaced <= levels.limit(info.type, usual, floors):
+        return _Placed(limit, levels.misplaced, accepted, ("levels",), far)
+    # Every value is where its block's scales put it: what is lost beyond the control, importance weights gave away.
+    weighed = min(floors["artifact.weighed_factor"] * usual, floors["artifact.weighed_most"])
+    return _Placed(max(limit, weighed), levels.misplaced, accepted, (), far)
+
+
+def _leaning(found: Passed, info: TensorInfo, usual: float, limit: float, floors: Floors) -> _Placed:
+    assert found.control is not None, "asked for only with a control"
+    known = None if found.sample is None else np.flatnonzero(found.sample.known)
+    differences = leans(found.sums, found.control, found.powers, known, info.shape[-1])
+    limits = lean_limits(usual, info.n_elements, floors)
+    names = zip(("scale", "offset"), differences, limits, strict=True)
+    return _Placed(limit, why=tuple(name for name, value, most in names if not value <= most))
+
+
+def _limit(found: Passed, floors: Floors) -> tuple[float, float]:
+    """The control's error, and what the artifact's may be."""
+    assert found.control is not None, "asked for only with a control"
+    usual = ratio(float(found.control.error.sum()), float(found.powers.power.sum()))
+    return usual, floors["artifact.tensor_factor"] * usual + floors["artifact.tensor_floor"]
+
+
+def _far(found: Passed, floors: Floors) -> BoolArray:
     """Rows [n] beyond the control, in one of their blocks or, where there are enough of them, as a whole."""
-    assert sums.control is not None and sums.block_control is not None, "asked for only with a control"
-    blocks = _beyond(sums.block_error, sums.block_power, sums.block_control, usual, floors, "block")
-    far = np.asarray(blocks.any(axis=1))
-    if sums.block_error.shape[1] >= _LONG_ROW:
-        far |= _beyond(sums.error, sums.power, sums.control, usual, floors, "row")
+    assert found.control is not None, "asked for only with a control"
+    usual, _ = _limit(found, floors)
+    sums, powers, control = found.sums, found.powers, found.control
+    far = np.asarray(_beyond(sums.error, powers.power, control.error, usual, floors, "block").any(axis=1))
+    if sums.error.shape[1] >= _LONG_ROW:
+        far |= _beyond(sums.rows, powers.rows, control.rows, usual, floors, "row")
+    # A block of zeros has lost exactly what was there; in types of two bits that is not beyond the factor.
+    loud = powers.power > _QUIET * float(np.median(powers.power)) if powers.power.size else powers.power > 0
+    far |= (loud & (sums.error == powers.power) & (control.error != powers.power)).any(axis=1)
     return far
 
 
@@ -186,115 +260,6 @@ def _beyond(
     error: Float64Array, power: Float64Array, control: Float64Array, usual: float, floors: Floors, what: str
 ) -> BoolArray:
     # A row far quieter than the rest is measured against the usual row, like a quiet token.
-    power = np.maximum(power, 1e-2 * float(np.median(power)))
+    power = np.maximum(power, _QUIET * float(np.median(power))) if power.size else power
     allowed = floors[f"artifact.{what}_factor"] * np.maximum(control, usual * power)
     return np.asarray(~(error <= np.maximum(allowed, floors[f"artifact.{what}_floor"] * power)))
-
-
-def _quantized_alike(
-    name: str, type_name: str, shape: tuple[int, ...], control: WeightSource | None
-) -> Float32Array | None:
-    """The control's tensor; None where it has none of that type."""
-    if control is None or name not in control.tensors:
-        return None
-    info = control.tensors[name]
-    return control.read(name) if (info.type, info.shape) == (type_name, shape) else None
-
-
-def _nearest_rounding(a: Float32Array, b: Float32Array, type_name: str) -> tuple[_RowSums, str | None]:
-    """Against the checkpoint's rounding in the artifact's type, or the first on the way to which `a` is all near."""
-    far = far_values(b, type_name)
-    first = None
-    for note, values in roundings(b, type_name):
-        sums = _row_sums(_rows(a), _rows(b), _rows(values), far)
-        if not sums.far_values.any():
-            return sums, note
-        first = first or sums
-    assert first is not None, "the type's own rounding comes first"
-    return first, None
-
-
-@dataclass
-class _RowSums:
-    block_error: Float64Array  # [rows, blocks], of (a - b)^2
-    block_power: Float64Array  # of b^2
-    block_control: Float64Array | None  # of (c - b)^2
-    far_values: BoolArray  # [rows], where any value is far from c by itself
-    cosine: float
-    non_finite: int
-    exact: bool  # a is c
-
-    @property
-    def error(self) -> Float64Array:
-        return np.asarray(self.block_error.sum(axis=1))
-
-    @property
-    def power(self) -> Float64Array:
-        return np.asarray(self.block_power.sum(axis=1))
-
-    @property
-    def control(self) -> Float64Array | None:
-        return None if self.block_control is None else np.asarray(self.block_control.sum(axis=1))
-
-
-def _rows(values: Float32Array) -> Float32Array:
-    return values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(1, -1)
-
-
-def _blocks_per_row(width: int) -> int:
-    """Into how many equal blocks of 128 to 512 values a row is cut; 1 where that does not come out even."""
-    return next((width // size for size in (256, *range(255, 127, -1), *range(257, 513)) if width % size == 0), 1)
-
-
-def _row_sums(
-    a: Float32Array,
-    b: Float32Array,
-    c: Float32Array | None,
-    far: Callable[[Float32Array, Float32Array], BoolArray] | None = None,
-) -> _RowSums:
-    n, n_blocks = len(a), _blocks_per_row(a.shape[1])
-    error, power, control = (np.zeros((n, n_blocks)) for _ in range(3))
-    far_rows = np.zeros(n, dtype=np.bool_)
-    dot = power_a = 0.0
-    non_finite, exact = 0, c is not None
-    step = max(1, _BLOCK_ELEMENTS // max(1, a.shape[1]))
-
-    def squares(x: Float64Array) -> Float64Array:
-        x = x.reshape(len(x), n_blocks, -1)
-        return np.asarray(np.einsum("ijk,ijk->ij", x, x))
-
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
-        x, y = a[rows].astype(np.float64), b[rows].astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            non_finite += int((~np.isfinite(x)).sum())
-            dot += float(np.vdot(x, y))
-            power_a += float(np.vdot(x, x))
-            power[rows] = squares(y)
-            x -= y
-            error[rows] = squares(x)
-            if c is not None:
-                np.subtract(c[rows], y, out=y)
-                control[rows] = squares(y)
-                exact = exact and bool((a[rows] == c[rows]).all())
-                if far is not None and not exact:
-                    far_rows[rows] = far(a[rows], c[rows]).any(axis=1)
-    norm = float(np.sqrt(power_a) * np.sqrt(power.sum()))
-    cosine = dot / norm if np.isfinite([dot, norm]).all() and norm > 0 else float(power_a == power.sum())
-    return _RowSums(
-        block_error=error,
-        block_power=power,
-        block_control=None if c is None else control,
-        far_values=far_rows,
-        cosine=min(1.0, max(-1.0, cosine)),
-        non_finite=non_finite,
-        exact=exact,
-    )
-
-
-def _ratio(error: float, power: float) -> float:
-    if not np.isfinite([error, power]).all():
-        return float("inf")
-    if error == 0.0:
-        return 0.0
-    return error / power if power > 0.0 else float("inf")

@@ -18,10 +18,11 @@ from diffharness.forensics.drift import TensorError
 from diffharness.settings import Floors
 
 
-def differs_everywhere(tensors: Sequence[TensorError], floors: Floors, *, logits_moved: bool) -> bool:
+def differs_everywhere(tensors: Sequence[TensorError], floors: Floors, *, logits_moved: bool = False) -> bool:
     """Whether nearly every matrix, and every layer, differs from the checkpoint alike, beyond what its type loses.
 
-    `logits_moved`: the logits differ from the checkpoint's by more than quantization explains.
+    `logits_moved`: the logits differ from the checkpoint's by more than quantization explains; False where
+    there was no forward. Noise on everything differs alike as well: that a model is sound, only a forward tells.
     """
     matrices = [t for t in tensors if t.is_matrix and t.judged]
     vectors = [t for t in tensors if not t.is_matrix and t.judged]
@@ -37,7 +38,7 @@ def _moved(
     """Matrices that differ as one would expect of all if one did."""
     alike = floors["artifact.lineage_alike"]
     damaged = [t for t in matrices if t.damaged]
-    local = [t for t in damaged if t.layer is not None and t.error <= t.limit]
+    local = [t for t in damaged if t.layer is not None and t.is_local]
     if local and len(damaged) < floors["artifact.lineage_share"] * len(matrices):
         return []  # a few rows or blocks of a few tensors: nobody trains that
     trained = [t for t in vectors if t.damaged]

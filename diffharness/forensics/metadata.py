@@ -5,12 +5,14 @@ difference is tried: a key is used if the model that the metadata describe becom
 hyperparameters) when the artifact's value is exchanged for the checkpoint's, or when among all of the
 checkpoint's values only this one stays the artifact's (a factor means nothing before its kind is
 right). Values are compared as GGUF stores them, floats in float32.
+
+`account` lists more: special tokens, and hyperparameters of the artifact that the reference never looks at.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,63 @@ def differences(
         if used or (ours is not None and theirs is not None):
             rows.append(MetadataRow(key=key, artifact=ours, checkpoint=theirs, used=used))
     return rows
+
+
+def account(
+    artifact: Metadata, checkpoint: Metadata, arch: str, *, special: Mapping[str, Collection[int]] | None = None
+) -> list[MetadataRow]:
+    """Everything to be said of the artifact's metadata: `differences`, special tokens, keys that nothing reads.
+
+    `special` are the ids that the checkpoint's files give for each of `tokenizer.ggml.*_token_id`; a model may
+    have several, of which GGUF keeps one.
+    """
+    rows = differences(artifact, checkpoint, arch)
+    rows += _special_tokens(artifact, special or {})
+    listed = {row.key for row in rows}
+    for key in unread(artifact, arch):
+        if key not in listed and key not in checkpoint:
+            rows.append(MetadataRow(key=key, artifact=artifact[key], used=False, note="nothing reads it"))
+    return rows
+
+
+def _special_tokens(artifact: Metadata, special: Mapping[str, Collection[int]]) -> list[MetadataRow]:
+    rows = []
+    for key, known in special.items():
+        ours = artifact.get(key)
+        if not known or ours in known or (ours is None and "tokenizer.ggml.tokens" not in artifact):
+            continue
+        theirs = sorted(known)
+        value = theirs[0] if len(theirs) == 1 else theirs
+        # Without the key the engine takes its vocabulary type's own, which may well be right.
+        note = "the tokenizer" if ours is not None else "the tokenizer; the engine has a default"
+        rows.append(MetadataRow(key=key, artifact=ours, checkpoint=value, used=ours is not None, note=note))
+    return rows
+
+
+def unread(metadata: Metadata, arch: str) -> list[str]:
+    """Hyperparameters (`<arch>.*`) that the reference's model does not ask for; empty where they make no model."""
+    seen = _Seen(metadata)
+    if _model(seen) is None:
+        return []
+    return [key for key in metadata if key.startswith(f"{arch}.") and key not in seen.asked]
+
+
+class _Seen(Mapping[str, Any]):
+    """Metadata that remember which keys were asked for."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        self._metadata = metadata
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return self._metadata[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._metadata)
+
+    def __len__(self) -> int:
+        return len(self._metadata)
 
 
 def repaired(metadata: Metadata, values: Mapping[str, Any]) -> dict[str, Any]:

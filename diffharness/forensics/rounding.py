@@ -7,7 +7,7 @@ it says so in every value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,26 +30,41 @@ def rounded(values: Float32Array, type_name: str) -> Float32Array:
         return dequantize(encode_floats(values, type_name), type_name, values.shape)
 
 
-def roundings(values: Float32Array, type_name: str) -> Iterator[tuple[str | None, Float32Array]]:
-    """The values as `type_name` keeps them, then as it would if they had been rounded to 16 bits before.
+Rounding = Callable[[Float32Array], Float32Array]
+
+
+def ways(type_name: str, n_axes: int) -> list[tuple[str | None, Rounding]]:
+    """How the values may have come into `type_name`: rounded once, or to 16 bits before.
 
     Each with a note on what happened on the way. Norms may have been rounded less one, as Gemma's
     checkpoints keep them.
     """
-    yield None, rounded(values, type_name)
+
+    def through(via: str, less: int) -> Rounding:
+        return lambda values: rounded(rounded(values - less, via) + less if less else rounded(values, via), type_name)
+
+    found: list[tuple[str | None, Rounding]] = [(None, lambda values: rounded(values, type_name))]
     for via in ("BF16", "F16"):
         if via == type_name:
             continue
         note = f"the checkpoint's values rounded to {via}"
-        yield note, rounded(rounded(values, via), type_name)
-        if values.ndim == 1:
-            yield note, rounded(rounded(values - 1, via) + 1, type_name)
+        found.append((note, through(via, 0)))
+        if n_axes == 1:
+            found.append((note, through(via, 1)))
+    return found
 
 
-def far_values(values: Float32Array, type_name: str) -> Callable[[Float32Array, Float32Array], NDArray[np.bool_]]:
-    """A test of rows of the artifact against rows of a rounding of `values`: which elements are further than a step."""
-    finite = np.abs(values[np.isfinite(values)])
-    quiet = _QUIET * float(finite.max(initial=0.0))
+def largest(values: Float32Array) -> float:
+    """The largest finite magnitude."""
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+
+
+def far_values(peak: float, type_name: str) -> Callable[[Float32Array, Float32Array], NDArray[np.bool_]]:
+    """A test of rows of the artifact against rows of a rounding: which elements are further than a step.
+
+    `peak` is the tensor's largest magnitude.
+    """
+    quiet = _QUIET * peak
     step = STEP[type_name]
 
     def far(a: Float32Array, b: Float32Array) -> NDArray[np.bool_]:

@@ -15,16 +15,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffharness.forensics.drift import Drift, TensorError
+from diffharness.forensics.findings import (
+    decimals,
+    describe_tensor,
+    explained,
+    information,
+    listed,
+    metadata_finding,
+    mostly_explained,
+    non_finite_finding,
+)
 from diffharness.forensics.lineage import differs_everywhere
 from diffharness.layers import describe_layers, ranges
 from diffharness.legs._compare import TapComparison, logit_stats
 from diffharness.metrics import LogitComparison
 from diffharness.records import ArtifactLeg, Divergence, Finding, MetadataRow, TapRow, VerdictKind
+from diffharness.records.inspect import PatternRow
 from diffharness.settings import Floors
 from diffharness.taps import split
 
 _OTHER_MODEL = "a sound model, but not made from this checkpoint"
-_SHOWN = 8  # names in a message; the evidence has them all
+_TOLD = 3  # relations in a sentence; the leg has them all
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,15 @@ class ArtifactInputs:
 
     `logits`: checkpoint (ref) against artifact; `control_logits`: checkpoint (ref) against control.
     `taps` and `control_taps` were fed (artifact or control, checkpoint) as (engine, own).
-    `perplexity` by `artifact`, `checkpoint`, `control`. `kinds` by layer.
+    `perplexity` by `artifact`, `checkpoint`, `control`. `kinds` by layer. `places` and `relations` say where the
+    damaged tensors are and what became of them.
     """
 
     kinds: Sequence[str]
     metadata: Sequence[MetadataRow] = ()
     drift: Drift | None = None
+    places: Sequence[PatternRow] = ()
+    relations: Sequence[PatternRow] = ()
     logits: LogitComparison | None = None
     control_logits: LogitComparison | None = None
     taps: TapComparison | None = None
@@ -58,17 +72,6 @@ def not_run(reason: str) -> ArtifactOutcome:
     return ArtifactOutcome(ArtifactLeg(reason=reason), None, [])
 
 
-def non_finite_finding(counts: Mapping[str, int]) -> Finding:
-    """NaN or infinity in a readable file, by tensor; `artifact.file`."""
-    names = sorted(counts)
-    return Finding(
-        kind="artifact.file",
-        leg="artifact",
-        message=f"the file holds NaN or infinity: {sum(counts.values())} values in {_listed(names)}",
-        evidence={"tensors": dict(counts)},
-    )
-
-
 def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
     """The leg and its findings: artifact.file, artifact.metadata, artifact.weights, artifact.lineage."""
     drift = inputs.drift or Drift([], [], [])
@@ -81,7 +84,7 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
     if broken:
         findings.append(non_finite_finding(broken))
     if used:
-        findings.append(_metadata_finding(used, inputs.perplexity))
+        findings.append(metadata_finding(used, inputs.perplexity))
     pattern = describe_damage(damaged, drift.tensors, inputs.kinds) if damaged else None
     kind: VerdictKind = "artifact.lineage" if is_other_model(inputs, floors) else "artifact.weights"
     if damaged or drift.missing:
@@ -89,7 +92,7 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
     elif excess and not used and not broken and not any(t.note for t in drift.tensors):
         # Values rounded on the way (a note) lose what the control, made from the checkpoint itself, keeps.
         findings.append(_unexplained_finding(kind, inputs, excess))
-    findings += _information(inputs, drift)
+    findings += information(drift, inputs.metadata)
     guilty = any(finding.kind for finding in findings)
     judged = any(t.judged for t in drift.tensors) or inputs.control_logits is not None
     leg = ArtifactLeg(
@@ -103,6 +106,7 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
         missing=drift.missing,
         extra=drift.extra,
         pattern=pattern,
+        patterns=[*inputs.relations, *inputs.places],
     )
     return ArtifactOutcome(leg, _first_divergence(rows) if guilty else None, findings)
 
@@ -124,9 +128,11 @@ def kl_excess(inputs: ArtifactInputs, floors: Floors) -> float | None:
 
 
 def is_other_model(inputs: ArtifactInputs, floors: Floors) -> bool:
-    """Sound, but not from this checkpoint: it differs everywhere alike, and perplexity is good."""
+    """Sound, but not from this checkpoint: it differs everywhere alike, in no way that has a name, and reads well."""
     moved = kl_excess(inputs, floors) is not None
     if inputs.drift is None or not differs_everywhere(inputs.drift.tensors, floors, logits_moved=moved):
+        return False
+    if mostly_explained([t for t in inputs.drift.tensors if t.damaged], inputs.relations):
         return False
     theirs, own = inputs.perplexity.get("checkpoint"), inputs.perplexity.get("artifact")
     candidates = [own, *(row.repaired_ppl for row in inputs.metadata)]
@@ -159,22 +165,6 @@ def describe_damage(damaged: Sequence[TensorError], every: Sequence[TensorError]
 # -- words --------------------------------------------------------------------------------------------
 
 
-def _metadata_finding(used: Sequence[MetadataRow], perplexity: Mapping[str, float]) -> Finding:
-    before = perplexity.get("artifact")
-    parts = []
-    for row in used:
-        text = f"{row.key} is {_value(row.artifact)}, by the checkpoint's config {_value(row.checkpoint)}"
-        if row.repaired_ppl is not None:
-            text += f" (perplexity {_ppl(before)} -> {_ppl(row.repaired_ppl)} repaired)"
-        parts.append(text)
-    return Finding(
-        kind="artifact.metadata",
-        leg="artifact",
-        message="metadata that the forward reads differs from the checkpoint: " + "; ".join(parts),
-        evidence={"keys": [row.model_dump() for row in used], "perplexity": dict(perplexity)},
-    )
-
-
 def _weights_finding(
     kind: VerdictKind,
     damaged: Sequence[TensorError],
@@ -192,9 +182,10 @@ def _weights_finding(
             else "tensors are further from the checkpoint than their types explain: "
         )
         parts.append(f"{lead}{len(damaged)} of {len(drift.tensors)}")
-        parts.append(f"{pattern}; worst {_tensor(worst)}")
+        parts += [f"{pattern}", *(row.message for row in explained(inputs.relations)[:_TOLD])]
+        parts.append(f"worst {describe_tensor(worst)}")
     if drift.missing:
-        parts.append(f"missing from the artifact: {_listed(drift.missing)}")
+        parts.append(f"missing from the artifact: {listed(drift.missing)}")
     if inputs.logits is not None:
         parts.append(_kl(inputs))
     evidence: dict[str, Any] = {
@@ -202,6 +193,7 @@ def _weights_finding(
         "layers": sorted({t.layer for t in damaged if t.layer is not None}),
         "classes": sorted({t.klass for t in damaged}),
         "pattern": pattern,
+        "patterns": [row.kind for row in (*inputs.relations, *inputs.places)],
         "missing": drift.missing,
         "perplexity": dict(inputs.perplexity),
         "kl_over_limit": excess,
@@ -221,24 +213,6 @@ def _unexplained_finding(kind: VerdictKind, inputs: ArtifactInputs, excess: floa
         message=f"{lead}: {_kl(inputs)}",
         evidence={"kl_over_limit": excess, "perplexity": dict(inputs.perplexity)},
     )
-
-
-def _information(inputs: ArtifactInputs, drift: Drift) -> list[Finding]:
-    findings = []
-    unread = [row.key for row in inputs.metadata if not row.used]
-    unjudged = [t.name for t in drift.tensors if not t.judged]
-    rounded = [t.name for t in drift.tensors if t.note and not t.damaged]
-    notes = [
-        (unread, "metadata keys that differ from the checkpoint's without effect on the forward"),
-        (drift.extra, "tensors that the checkpoint does not have"),
-        (unjudged, "tensors not judged, for want of a control of their type"),
-        (rounded, "tensors that hold the checkpoint's values rounded to 16 bits before they were converted"),
-    ]
-    for names, what in notes:
-        if names:
-            text = f"{len(names)} {what}: {_listed(names)}"
-            findings.append(Finding(kind=None, leg="artifact", message=text, evidence={"names": list(names)}))
-    return findings
 
 
 def _reason(findings: Sequence[Finding], judged: bool) -> str | None:
@@ -269,14 +243,6 @@ def _first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
     return Divergence(leg="artifact", tap=row.tap, layer=split(row.tap)[0], token=row.worst_token, nmse=row.nmse)
 
 
-def _tensor(t: TensorError) -> str:
-    if t.note and not math.isfinite(t.error):
-        return f"{t.name} ({t.note})"
-    control = "" if t.control is None else f", control {t.control:.1e}"
-    rows = f", {t.far_rows} rows beyond it" if t.far_rows > 0 and t.error <= t.limit else ""
-    return f"{t.name} ({t.type}, NMSE {t.error:.1e}{control}{rows})"
-
-
 def _kl(inputs: ArtifactInputs) -> str:
     assert inputs.logits is not None, "asked for only where there are logits"
     text = f"mean KL {inputs.logits.kl_mean:.1e}"
@@ -284,18 +250,5 @@ def _kl(inputs: ArtifactInputs) -> str:
         text += f" (control {inputs.control_logits.kl_mean:.1e})"
     own, theirs = inputs.perplexity.get("artifact"), inputs.perplexity.get("checkpoint")
     if own is not None and theirs is not None:
-        text += f", perplexity {_ppl(own)} (checkpoint {_ppl(theirs)})"
+        text += f", perplexity {decimals(own)} (checkpoint {decimals(theirs)})"
     return text
-
-
-def _ppl(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}"
-
-
-def _value(value: Any) -> str:
-    return "missing" if value is None else str(value)
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

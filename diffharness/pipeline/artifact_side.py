@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffharness.engine.runner import NEED_IMPORTANCE, Engine, EngineCrash
-from diffharness.errors import OutputError
+from diffharness.engine.quantizer import Quantizer
+from diffharness.errors import EngineError
+from diffharness.forensics.control import Control
 from diffharness.forensics.drift import tensor_errors
 from diffharness.forensics.metadata import differences, repaired
 from diffharness.legs import artifact as artifact_leg
@@ -13,13 +14,12 @@ from diffharness.legs.artifact import ArtifactInputs, ArtifactOutcome
 from diffharness.metrics import compare_logits, nll_per_position, perplexity
 from diffharness.pipeline import reference_runs
 from diffharness.pipeline.inputs import Inputs
+from diffharness.pipeline.inspecting import patterns_of
 from diffharness.pipeline.reference_runs import Logits, Precision
 from diffharness.pipeline.work import Work
 from diffharness.records import MetadataRow
 from diffharness.reference import archs
 from diffharness.weights.checkpoint import Checkpoint
-from diffharness.weights.convert import checkpoint_to_gguf
-from diffharness.weights.gguf_file import GgufFile, open_gguf
 from diffharness.weights.source import Overlay, WeightSource
 
 _REPAIRS = 4  # keys that are repaired, a forward each; of further ones no perplexity is given
@@ -42,10 +42,8 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
     fixture, artifact = work.inputs.fixture, work.inputs.artifact
     say, step = work.request.say, work.timings.step
     rows = fixture.scored_positions()
-    with step("control"):
-        say("quantizing the checkpoint afresh to the artifact's types, as a control")
-        control = make_control(work, checkpoint)
-    try:
+    with Quantizer(work.request.engine) as quantizer:
+        control = Control(checkpoint, artifact, quantizer.quantize)
         with step("reference: checkpoint"):
             say("reference on the checkpoint")
             path = work.folder / "reference-checkpoint.safetensors"
@@ -58,11 +56,13 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
         if artifact_logits is None:
             logits["artifact"] = ours
         control_taps = control_logits = None
-        if control is not None:
-            with step("reference: control"):
-                say("reference on the control")
+        with step("reference: control"):
+            say("reference on the control: the checkpoint quantized afresh to the artifact's types")
+            try:
                 logits["control"], control_taps = reference_runs.against_capture(control, capture, fixture, precision)
                 control_logits = compare_logits(theirs, logits["control"], rows)
+            except EngineError as error:  # a type that it does not make, or a build that dies
+                say(f"no control: {error.message}")
         with step("tensors"):
             say("comparing tensors with the checkpoint's")
             drift = tensor_errors(artifact, checkpoint, control, work.floors)
@@ -70,15 +70,17 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
         metadata = differences(artifact.metadata, checkpoint.metadata, artifact.arch, n_tokens=longest)
         with step("repaired metadata"):
             _repair(metadata, artifact, work.inputs, precision)
-    finally:
-        if control is not None:
-            control.close()
-        (work.folder / "control.gguf").unlink(missing_ok=True)
     model = archs.build(artifact.metadata)
+    kinds = [model.layer_kind(il) for il in range(model.n_layer)]
+    with step("patterns"):
+        damaged = [t for t in drift.tensors if t.damaged and not t.non_finite]
+        places, relations = patterns_of(artifact, artifact, checkpoint, damaged, drift.tensors, kinds)
     inputs = ArtifactInputs(
-        kinds=[model.layer_kind(il) for il in range(model.n_layer)],
+        kinds=kinds,
         metadata=metadata,
         drift=drift,
+        places=places,
+        relations=relations,
         logits=compare_logits(theirs, ours, rows),
         control_logits=control_logits,
         taps=taps,
@@ -86,31 +88,6 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
         perplexity={name: _perplexity(of, work.inputs) for name, of in {**logits, "artifact": ours}.items()},
     )
     return ArtifactSide(artifact_leg.judge(inputs, work.floors), logits)
-
-
-def make_control(work: Work, checkpoint: Checkpoint) -> GgufFile | None:
-    """The checkpoint with each tensor in the artifact's type, by ggml's own quantizer.
-
-    None where the engine cannot make it (types it does not know, a build that dies); the tensors are then
-    compared without a control. No importance matrix is at hand, so that every weight is as important.
-    """
-    plain, out = work.folder / "checkpoint.f32.gguf", work.folder / "control.gguf"
-    shared = {name: info for name, info in work.inputs.artifact.tensors.items() if name in checkpoint.tensors}
-    types = {name: info.type for name, info in shared.items()}
-    uniform = {
-        name: info.shape[-1] * (info.shape[0] if len(info.shape) > 2 else 1)
-        for name, info in shared.items()
-        if info.type in NEED_IMPORTANCE
-    }
-    try:
-        checkpoint_to_gguf(checkpoint, plain)
-        Engine(work.request.engine).quantize_like(plain, out, types, uniform)
-        return open_gguf(out)
-    except (EngineCrash, OutputError) as error:
-        work.request.say(f"no control: {error.message}")
-        return None
-    finally:
-        plain.unlink(missing_ok=True)
 
 
 def _repair(rows: list[MetadataRow], artifact: WeightSource, inputs: Inputs, precision: Precision) -> None:

@@ -8,7 +8,7 @@ from diffharness import __version__, verdict
 from diffharness.engine.runner import EngineCrash, EngineRun, check_overrides
 from diffharness.errors import ArtifactFileError, InconclusiveError, UnsupportedError
 from diffharness.fixture import Fixture
-from diffharness.legs import artifact as artifact_leg
+from diffharness.forensics.findings import non_finite_finding
 from diffharness.legs import graph as graph_leg
 from diffharness.legs import kernel as kernel_leg
 from diffharness.legs import settings as settings_leg
@@ -93,7 +93,7 @@ def _run(work: Work) -> RunRecord:
         request.say(f"reading {inputs.artifact.label} for values that are not finite")
         broken = {found.tensor: found.count for found in non_finite(inputs.artifact)}
     if broken:
-        findings.append(artifact_leg.non_finite_finding(broken))
+        findings.append(non_finite_finding(broken))
 
     with engine_runs.strict_file(work) as strict_path:
         engine = engine_runs.run_all(work, strict_path)

@@ -81,9 +81,15 @@ def open_checkpoint(folder: Path, artifact: GgufFile) -> Checkpoint:
 
 
 def choose_fixture(
-    artifact: GgufFile, checkpoint: Checkpoint | None, name: str | None, n_tokens: int | None, engine: EngineSettings
+    artifact: GgufFile,
+    checkpoint: Checkpoint | None,
+    name: str | None,
+    n_tokens: int | None,
+    engine: EngineSettings,
+    *,
+    default_tokens: int = DEFAULT_TOKENS,
 ) -> tuple[Fixture, TokensOutcome]:
-    """The fixture's first tokens, fit for the artifact, and what the tokens leg says of its text.
+    """The fixture's first `n_tokens` (by default `default_tokens`, or all there are), and what the tokens leg says.
 
     A text is tokenized by the artifact's own vocabulary in llama.cpp, or by the checkpoint's tokenizer if
     that cannot be done. A model with neither needs a fixture of ids. Raises EngineCrash where llama.cpp
@@ -99,7 +105,7 @@ def choose_fixture(
     found = loaded or _from_text(path, text or "", artifact, tokenizer, encoded, crash)
     outcome = _compare_tokenizers(artifact, tokenizer, text, encoded, crash)
     _check_ids(found, artifact, tokenizer, text, encoded)
-    found = found.first(n_tokens if n_tokens is not None else min(len(found.ids), max(DEFAULT_TOKENS, found.chunk)))
+    found = found.first(n_tokens if n_tokens is not None else min(len(found.ids), max(default_tokens, found.chunk)))
     found.check_vocab(artifact.vocab_size)
     return found, outcome
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from diffharness.legs._compare import TapComparison
 from diffharness.legs.graph import GraphShape, PassResult, judge_pass
 from diffharness.metrics import compare_logits
 from diffharness.reference.model import DEFINITION, GGML, Arithmetic, Model
-from diffharness.reference.runner import Layer, Reference
+from diffharness.reference.runner import Layer, OnAttention, Reference
 from diffharness.taps import layer_tap
 from diffharness.weights.source import WeightSource
 
@@ -118,21 +118,36 @@ def logits_of(source: WeightSource, fixture: Fixture, precision: Precision) -> L
     return _array(out)
 
 
-def captured(source: WeightSource, fixture: Fixture, precision: Precision, path: Path) -> Capture:
-    """One forward with every tap and the logits in a capture at `path`."""
+def captured(
+    source: WeightSource,
+    fixture: Fixture,
+    precision: Precision,
+    path: Path,
+    *,
+    taps: Iterable[str] | None = None,
+    on_attention: OnAttention | None = None,
+) -> Capture:
+    """One forward with its taps and logits in a capture at `path`; `taps` limits them to these, without `blk.N.`."""
     reference = Reference(source, dtype=precision.dtype, device=precision.device)
     with CaptureWriter(path, fixture.n_tokens, {"source": source.label}) as writer:
         reference.run(
             fixture.chunks(),
             on_tap=lambda tap, own, _, rows: writer.write(tap, rows.start, _array(own)),
+            taps=taps,
             keep_logits=False,
+            on_attention=on_attention,
         )
         writer.finish()
     return Capture(path)
 
 
 def against_capture(
-    source: WeightSource, other: Capture, fixture: Fixture, precision: Precision
+    source: WeightSource,
+    other: Capture,
+    fixture: Fixture,
+    precision: Precision,
+    *,
+    on_attention: OnAttention | None = None,
 ) -> tuple[Logits, TapComparison]:
     """One forward, its taps compared with `other` (below the line) where each layer is fed the other's input."""
     reference = Reference(source, dtype=precision.dtype, device=precision.device)
@@ -143,7 +158,7 @@ def against_capture(
             # The comparison's first value is the one on trial: this source's, fed the other's input where it was.
             comparison.feed(tap, rows.start, _array(own if local is None else local), other.read(tap)[rows])
 
-    out = reference.run(fixture.chunks(), engine_inputs=layer_inputs(other), on_tap=on_tap)
+    out = reference.run(fixture.chunks(), engine_inputs=layer_inputs(other), on_tap=on_tap, on_attention=on_attention)
     assert out is not None, "run keeps logits unless told otherwise"
     return _array(out), comparison
 

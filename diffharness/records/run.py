@@ -200,8 +200,18 @@ class MetadataRow(Part):
     key: str
     artifact: Plain = None
     checkpoint: Plain = None
-    used: bool = Field(description="the forward reads this key")
+    used: bool = Field(description="the forward reads this key, or texts get other tokens by it")
+    note: str | None = Field(default=None, description="what reads the key, where it is not the forward")
     repaired_ppl: Number | None = Field(default=None, description="the artifact's perplexity with the other value")
+
+
+class PatternRow(Part):
+    """What damaged tensors have in common, or what became of them."""
+
+    kind: str = Field(description="a short name, such as `periodic` or `permuted_rows`")
+    message: str = Field(description="one sentence for humans")
+    tensors: list[str] = Field(default=[], description="the artifact's tensors that it is about")
+    evidence: PlainDict = {}
 
 
 class ArtifactLeg(Leg):
@@ -213,6 +223,7 @@ class ArtifactLeg(Leg):
     missing: list[str] = Field(default=[], description="tensors that only the checkpoint has")
     extra: list[str] = Field(default=[], description="tensors that only the artifact has")
     pattern: str | None = Field(default=None, description="which layers and classes are damaged")
+    patterns: list[PatternRow] = Field(default=[], description="what damaged tensors have in common")
 
 
 class TokenDifference(Part):

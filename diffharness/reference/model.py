@@ -20,6 +20,10 @@ from diffharness.weights.source import Metadata
 Tap = Callable[[str, Tensor], None]
 """Called with a tap's name (inside a layer without `blk.N.`) and its value [batch, tokens, width]."""
 
+Watch = Callable[[Tensor, Tensor, int, int], None]
+"""Called with a block of attention weights [batch, KV heads, group, queries, keys], which keys each query does not
+see [queries, keys], and the positions of the first query and the first key; good during the call only."""
+
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -68,6 +72,7 @@ class State:
     arithmetic: Arithmetic = DEFINITION
     shared_kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer, where later layers reuse it
     per_layer_inputs: Tensor | None = None  # [batch, tokens, n_layer, n_embd_per_layer] (Gemma 4 E models)
+    watch: Watch | None = None  # who looks at this layer's attention weights
 
 
 class Model(Protocol):

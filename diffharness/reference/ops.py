@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffharness.reference.model import DEFINITION, Arithmetic, Tap, Weights
+from diffharness.reference.model import DEFINITION, Arithmetic, Tap, Watch, Weights
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -159,12 +159,19 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Ten
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Causal attention of q [B, T, H, D] on k [B, T, Hkv, D] and v [B, T, Hkv, Dv]; [B, T, H · Dv].
 
     Query head h reads KV head h // (H / Hkv). Query i sees keys j ≤ i, and with a `window` only those with
-    i - j < window. `softcap` caps the scaled scores before the mask.
+    i - j < window. `softcap` caps the scaled scores before the mask. `watch` is shown the weights, block by block.
     """
     n_batch, n_tokens, n_head, head_dim = q.shape
     n_kv = k.shape[2]
@@ -186,6 +193,8 @@ def attention(
         )
         hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
         weights = scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
+        if watch is not None:
+            watch(weights, hidden, start, first)
         values = weights.view(n_batch, n_kv, group * (stop - start), stop - first) @ vh[:, :, first:stop]
         blocks.append(values.view(n_batch, n_kv, group, stop - start, -1))
     out = torch.cat(blocks, dim=-2)  # [B, Hkv, G, T, Dv]

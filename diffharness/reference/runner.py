@@ -3,7 +3,8 @@
 The forward walks the layers on the outside and the chunks on the inside, so that a layer's tensors are read once
 however many chunks there are, and no more than one layer's are in memory. With `engine_inputs` every chunk goes
 through twice in one batch: on the reference's own residual stream, and teacher-forced, on the engine's own input of
-each layer; the second shows an error where it is made and not where it travels.
+each layer; the second shows an error where it is made and not where it travels. With a `Prefix` a forward starts at
+the layer where the prefix ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor
 from diffharness import taps as tap_names
 from diffharness.errors import FixtureError, SettingsError
 from diffharness.reference import archs
-from diffharness.reference.model import DEFINITION, Arithmetic, Model, State
+from diffharness.reference.model import DEFINITION, Arithmetic, Model, State, Watch
+from diffharness.reference.prefix import Prefix
 from diffharness.reference.weights import SourceWeights
 from diffharness.weights.source import IntArray, WeightSource
 
@@ -30,6 +32,10 @@ EngineInputs = Callable[[Layer], "NDArray[np.floating] | None"]
 
 OnTap = Callable[[str, Tensor, "Tensor | None", slice], None]
 """Called with a tap's full name, the own and the teacher-forced value [tokens, width], and the flattened rows."""
+
+OnAttention = Callable[[int, Tensor, "Tensor | None", Tensor, int, int], None]
+"""Called with a layer, a block of its attention weights of the own and of the teacher-forced stream, both [chunks,
+KV heads, group, queries, keys], and the rest of what `Watch` is told."""
 
 _GROUP_TOKENS = 4096  # tokens (both streams) that go through a layer at once
 _LOGITS_BYTES = 512 << 20  # logits made at once when nobody keeps them all
@@ -43,6 +49,7 @@ class _Group:
 
     rows: slice  # of the flattened fixture
     shape: tuple[int, int]  # chunks, tokens of each
+    tokens: Tensor  # [streams · chunks, tokens]
     state: State
     x: Tensor  # [streams · chunks, tokens, n_embd]; after the own chunks the teacher-forced ones
 
@@ -78,16 +85,26 @@ class Reference:
         on_tap: OnTap | None = None,
         taps: Iterable[str] | None = None,
         keep_logits: bool = True,
+        on_attention: OnAttention | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor | None:
         """Evaluate every chunk from an empty context; logits [all tokens, vocab] of the reference's own stream.
 
         `taps` limits `on_tap` to these names without `blk.N.` (None: all). Values are views that are only good
         during the call. A layer that `engine_inputs` has nothing for runs on from the layer before, and its taps
         have no teacher-forced value. Without `keep_logits` nothing is returned and logits reach `on_tap` only, in
-        pieces of bounded size. Raises FixtureError for token ids outside of the vocabulary.
+        pieces of bounded size, and the head is left out if `on_tap` does not want them either. `on_attention` sees
+        every layer's attention weights, of both streams. A `prefix` that is not empty gives the forward up to its end,
+        so that nothing before is read or told; an empty one is recorded from the start. Raises FixtureError for token
+        ids outside of the vocabulary, ValueError for a prefix of other chunks or one together with `engine_inputs`.
         """
+        if prefix is not None:
+            if engine_inputs is not None:
+                raise ValueError("a prefix keeps the reference's own stream only")
+            prefix.claim(chunks, self.weights.dtype)
         try:
-            return self._run(chunks, engine_inputs, on_tap, None if taps is None else frozenset(taps), keep_logits)
+            listener = _Listener(on_tap, None if taps is None else frozenset(taps))
+            return self._run(chunks, engine_inputs, listener, keep_logits, on_attention, prefix)
         finally:
             self.weights.close()
 
@@ -95,26 +112,39 @@ class Reference:
         self,
         chunks: Sequence[IntArray],
         engine_inputs: EngineInputs | None,
-        on_tap: OnTap | None,
-        wanted: frozenset[str] | None,
+        listener: _Listener,
         keep_logits: bool,
+        on_attention: OnAttention | None,
+        prefix: Prefix | None,
     ) -> Tensor | None:
-        streams = 2 if engine_inputs is not None and on_tap is not None else 1
-        listener = _Listener(on_tap, wanted)
-        groups = self._embed(chunks, streams, listener)
+        heard = listener.wants_any() or on_attention is not None
+        streams = 2 if engine_inputs is not None and heard else 1
+        groups = self._groups(chunks, streams)
+        start = prefix.end if prefix is not None else None
+        if prefix is None or start is None:
+            self._embed(groups, listener)
+            _record(prefix, groups)
+        else:
+            for i, group in enumerate(groups):
+                group.x = prefix.recall(i, group.state, self.weights.device)
         self.weights.keep = len(groups) > 1
-        for il in range(self.model.n_layer):
+        for il in range(start or 0, self.model.n_layer):
             forced = engine_inputs(il) if engine_inputs is not None and streams == 2 else None
             for group in groups:
                 _force(group, forced)
                 tap = listener.inside(group, il, local=forced is not None)
+                group.state.watch = _watch(on_attention, il, group.shape[0], local=forced is not None)
                 group.x = self.model.layer(self.weights, il, group.x, group.state, tap)
             self.weights.end_layer(il)
+            _record(prefix, groups)
         self.weights.keep = False
+        if not keep_logits and not listener.wants_any("output_norm", "logits"):
+            return None
         forced = engine_inputs("head") if engine_inputs is not None and streams == 2 else None
         return self._head(groups, forced, listener, keep_logits)
 
-    def _embed(self, chunks: Sequence[IntArray], streams: int, listener: _Listener) -> list[_Group]:
+    def _groups(self, chunks: Sequence[IntArray], streams: int) -> list[_Group]:
+        """The chunks as batches, their ids checked, nothing computed yet."""
         n_vocab = self.weights.n_rows("token_embd.weight")
         groups: list[_Group] = []
         for first, batch in _batches(chunks, streams):
@@ -128,13 +158,16 @@ class Reference:
                 )
             tokens = torch.from_numpy(ids).to(self.weights.device).repeat(streams, 1)
             state = State(torch.arange(n_tokens, device=self.weights.device), self.arithmetic)
-            group = _Group(slice(first, first + ids.size), (len(batch), n_tokens), state, torch.empty(0))
-            tap = listener.inside(group, None, local=streams == 2)
-            group.x = self.model.embed(self.weights, tokens, state, tap)
-            groups.append(group)
+            rows = slice(first, first + ids.size)
+            groups.append(_Group(rows, (len(batch), n_tokens), tokens, state, torch.empty(0)))
         if not groups:
             raise FixtureError("expected at least one chunk of tokens, found none")
         return groups
+
+    def _embed(self, groups: list[_Group], listener: _Listener) -> None:
+        for group in groups:
+            tap = listener.inside(group, None, local=len(group.tokens) > group.shape[0])
+            group.x = self.model.embed(self.weights, group.tokens, group.state, tap)
 
     def _head(
         self, groups: list[_Group], forced: NDArray[np.floating] | None, listener: _Listener, keep: bool
@@ -187,9 +220,27 @@ class _Listener:
 
         return tap
 
+    def wants_any(self, *names: str) -> bool:
+        """Whether anybody listens for one of these taps; for any at all, if none is named."""
+        if self._on_tap is None:
+            return False
+        return self._wanted is None or not names or not self._wanted.isdisjoint(names)
+
     def tell(self, name: str, own: Tensor, local: Tensor | None, rows: slice) -> None:
         if self._on_tap is not None and (self._wanted is None or name in self._wanted):
             self._on_tap(name, own, local, rows)
+
+
+def _watch(on_attention: OnAttention | None, il: int, n_chunks: int, *, local: bool) -> Watch | None:
+    """Cuts one layer's attention weights into the streams."""
+    if on_attention is None:
+        return None
+
+    def watch(weights: Tensor, hidden: Tensor, first_query: int, first_key: int) -> None:
+        forced = weights[n_chunks:] if local else None
+        on_attention(il, weights[:n_chunks], forced, hidden, first_query, first_key)
+
+    return watch
 
 
 def _batches(chunks: Sequence[IntArray], streams: int) -> Iterable[tuple[int, list[IntArray]]]:
@@ -203,6 +254,11 @@ def _batches(chunks: Sequence[IntArray], streams: int) -> Iterable[tuple[int, li
         batch.append(chunk)
     if batch:
         yield first, batch
+
+
+def _record(prefix: Prefix | None, groups: Sequence[_Group]) -> None:
+    if prefix is not None:
+        prefix.record([(group.x, group.state) for group in groups])
 
 
 def _force(group: _Group, forced: NDArray[np.floating] | None) -> None:

@@ -223,11 +223,25 @@ class Checkpoint:
                 part = found.parts[int(expert)]
                 values[i] = self._where[part].read(part).reshape(values.shape[1:])
             return values
-        if found.layout.rowwise and found.parts and all(self._stored(p).shape[:1] == (n_rows,) for p in found.parts):
+        if self._is_rowwise(found):
             parts = [self._where[part].read(part, rows) for part in found.parts]
             taken = found.layout.to_gguf(parts)
             return self._shaped(found, taken, (parts[0].shape[0], *found.rule.shape[1:]))
         return np.ascontiguousarray(self.read(name)[rows])
+
+    def by_rows(self, name: str) -> bool:
+        """Whether `take` reads only what it is asked for; else it reads the whole tensor each time."""
+        found = self._resolved[name]
+        is_stack = isinstance(found.layout, Stack) and len(found.parts) == found.rule.shape[0]
+        return is_stack or self._is_rowwise(found)
+
+    def _is_rowwise(self, found: _Resolved) -> bool:
+        n_rows = found.rule.shape[0]
+        return (
+            found.layout.rowwise
+            and bool(found.parts)
+            and all(self._stored(p).shape[:1] == (n_rows,) for p in found.parts)
+        )
 
     def _computed(self, found: _Resolved) -> Float32Array:
         values = found.rule.values

@@ -10,6 +10,13 @@ from diffharness.forensics.drift import tensor_errors
 from diffharness.weights.source import TensorInfo
 
 FLOORS = {
+    "artifact.weighed_factor": 15.0,
+    "artifact.weighed_most": 0.25,
+    "artifact.levels": 0.1,
+    "artifact.levels_row": 0.3,
+    "artifact.levels_usual": 0.002,
+    "artifact.scale": 1.2,
+    "artifact.shift": 0.3,
     "artifact.tensor_factor": 4.0,
     "artifact.tensor_floor": 1e-9,
     "artifact.row_factor": 20.0,

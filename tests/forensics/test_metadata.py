@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffharness.forensics.metadata import differences, repaired
+from diffharness.forensics.metadata import account, differences, repaired, unread
 from diffharness.reference import archs
 
 BASE = {
@@ -77,3 +77,37 @@ def test_a_factor_counts_though_it_means_nothing_without_its_kind() -> None:
 
 def test_repair_replaces_and_removes() -> None:
     assert repaired({"a": 1, "b": 2}, {"a": 3, "b": None}) == {"a": 3}
+
+
+SPECIAL = {"tokenizer.ggml.eos_token_id": [2, 7], "tokenizer.ggml.bos_token_id": [1]}
+VOCABULARY = {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 7}
+
+
+def accounted(artifact):
+    return {row.key: (row.used, row.checkpoint) for row in account(artifact, BASE, "llama", special=SPECIAL)}
+
+
+def test_an_account_of_the_same_metadata_is_empty() -> None:
+    assert accounted(BASE | VOCABULARY) == {}
+
+
+def test_special_tokens_that_no_file_of_the_checkpoint_gives_count() -> None:
+    found = accounted(BASE | VOCABULARY | {"tokenizer.ggml.bos_token_id": 5, "tokenizer.ggml.eos_token_id": 9})
+    assert found == {
+        "tokenizer.ggml.bos_token_id": (True, 1),
+        "tokenizer.ggml.eos_token_id": (True, [2, 7]),
+    }
+
+
+def test_a_missing_special_token_is_told_where_there_is_a_vocabulary() -> None:
+    without_eos = {k: v for k, v in VOCABULARY.items() if "eos" not in k}
+    assert accounted(BASE | without_eos) == {"tokenizer.ggml.eos_token_id": (False, [2, 7])}
+    assert accounted(BASE) == {}
+
+
+def test_keys_that_nothing_reads_are_listed() -> None:
+    made_up = {"llama.made_up": 3, "qwen2.made_up": 3}
+    assert unread(BASE | made_up, "llama") == ["llama.feed_forward_length", "llama.context_length", "llama.made_up"]
+    (row,) = account(BASE | made_up, BASE, "llama")
+    assert (row.key, row.used, row.note) == ("llama.made_up", False, "nothing reads it")
+    assert unread({"general.architecture": "llama", "llama.x": 1}, "llama") == []

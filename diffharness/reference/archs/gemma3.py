@@ -135,7 +135,15 @@ class Gemma3:
         tap("attn_q_rope", ops.join_heads(q))
         k = ops.apply_rope(k, cos, sin, interleaved=False)
         tap("attn_k_rope", ops.join_heads(k))
-        h = ops.attention(q, k, heads[2], scale=self.attn_scale, window=self.window[il], softcap=self.attn_softcap)
+        h = ops.attention(
+            q,
+            k,
+            heads[2],
+            scale=self.attn_scale,
+            window=self.window[il],
+            softcap=self.attn_softcap,
+            watch=state.watch,
+        )
         tap("attn_ctx", h)
         h = ops.linear(h, w.get(blk + "attn_output.weight"))
         tap("attn_out", h)

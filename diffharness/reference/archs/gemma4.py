@@ -143,7 +143,8 @@ class Gemma4:
                 state.shared_kv[il] = k, v
         else:
             k, v = state.shared_kv[lender]
-        h = ops.attention(q, k, v, scale=1.0, window=self.window if self.sliding[il] else None)
+        window = self.window if self.sliding[il] else None
+        h = ops.attention(q, k, v, scale=1.0, window=window, watch=state.watch)
         tap("attn_ctx", h)
         h = ops.linear(h, w.get(blk + "attn_output.weight"))
         tap("attn_out", h)

@@ -112,7 +112,7 @@ class Llama:
             turned.append(heads)
         q, k = turned
         v = self._project(w, il, "attn_v", h, self.n_head_kv[il], tap)
-        context = ops.attention(q, k, v, scale=self.attn_scale, window=self.window[il])
+        context = ops.attention(q, k, v, scale=self.attn_scale, window=self.window[il], watch=state.watch)
         tap("attn_ctx", context)
         out = ops.linear(context, w.get(blk + "attn_output.weight"), w.find(blk + "attn_output.bias"))
         tap("attn_out", out)

@@ -1,0 +1,139 @@
+"""`diffharness restore`: put parts of the checkpoint back into an artifact, and see what that repairs."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from diffharness.cli._common import (
+    ARGUMENTS,
+    ConfigOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    FixtureOption,
+    JsonOption,
+    MarkdownOption,
+    QuietOption,
+    ThreadsOption,
+    TokensOption,
+    VerboseOption,
+    model_path,
+    present,
+    progress_console,
+    require_writable,
+)
+from diffharness.errors import BadInputError
+
+
+def restore(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF: a path, or hf://owner/repo/file.gguf.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Option("--checkpoint", metavar="DIR", help="The Hugging Face folder that MODEL claims to come from."),
+    ],
+    by: Annotated[
+        Literal["class", "layer", "block"] | None,
+        typer.Option("--by", help="What is put back together.", show_default="class"),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layers", metavar="A-B", help="These layers as one group; with --by cut further. Repeatable."
+        ),
+    ] = None,
+    tensors: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensors", metavar="GLOB", help="Tensors as one group, such as 'blk.*.attn_q.weight'. Repeatable."
+        ),
+    ] = None,
+    into: Annotated[
+        Literal["artifact", "checkpoint", "both"],
+        typer.Option("--into", help="Put groups into the artifact, or the artifact's into the checkpoint."),
+    ] = "artifact",
+    search: Annotated[
+        bool, typer.Option("--search", help="Find a smallest set of groups whose restoration is enough.")
+    ] = False,
+    within: Annotated[
+        str,
+        typer.Option("--within", metavar="SHARE", help="With --search: how near to the sound perplexity is enough."),
+    ] = "1%",
+    budget: Annotated[
+        int, typer.Option("--budget", metavar="N", min=1, help="With --search: forwards that it may take.")
+    ] = 60,
+    fixture: FixtureOption = None,
+    tokens: TokensOption = None,
+    config: ConfigOption = None,
+    engine: EngineOption = None,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    dtype: DtypeOption = "float32",
+    json_file: JsonOption = None,
+    markdown: MarkdownOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Put groups of tensors back from the checkpoint, and grade each mixture by the reference.
+
+    By default one class after another. Where the file loses more than its types do, the other direction is run as
+    well, which tells damage from a sound model of another origin. No engine runs but its quantizer, for the control.
+
+    Exit code: 0 agree; 1 a verdict against the artifact; 2 unfit input; 125 inconclusive.
+    """
+    require_writable(json_file, markdown)
+    share = parse_share(within)
+    model_file = model_path(model)
+
+    from diffharness.pipeline.restoring import RestoreRequest
+    from diffharness.pipeline.restoring import restore as restore_all
+    from diffharness.report._format import clean
+    from diffharness.report.restore import document
+    from diffharness.settings import load_engine, load_tolerances
+    from diffharness.verdict import exit_code
+
+    settings = load_engine(engine or "native")
+    if threads is not None:
+        import torch
+
+        settings = settings.changed(threads=threads)
+        torch.set_num_threads(threads)
+    progress = progress_console(quiet)
+    record = restore_all(
+        RestoreRequest(
+            model=model_file,
+            checkpoint=checkpoint,
+            engine=settings,
+            tolerances=load_tolerances(config),
+            fixture=fixture,
+            n_tokens=tokens,
+            by=by,
+            layers=tuple(layers or ()),
+            tensors=tuple(tensors or ()),
+            into=into,
+            search=search,
+            within=share,
+            budget=budget,
+            device=device,
+            dtype=dtype,
+            repro=shlex.join(["diffharness", *ctx.meta.get(ARGUMENTS, ())]),
+            say=lambda text: progress.print(clean(text), markup=False),
+        )
+    )
+    present(document(record), record, json_file, markdown)
+    raise typer.Exit(exit_code(record.verdict, record.findings))
+
+
+def parse_share(text: str) -> float:
+    """0.01 for `1%` and for `0.01`. BadInputError for what is no share from 0 to 1."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise BadInputError(f"expected --within as a share such as 1% or 0.01, found {text!r}")
+    return value

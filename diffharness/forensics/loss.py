@@ -1,0 +1,42 @@
+"""Loss on logits: is it more than the types explain, and does it grow with the position? Numbers in, judgement out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffharness.records.grade import ControlRow, KlStatistics, PositionBucket
+from diffharness.settings import Floors
+
+
+def beyond_control(own: KlStatistics, control: KlStatistics, floors: Floors) -> ControlRow:
+    """Whether more was lost than the types explain: the artifact leg's rule, on mean KL and on median KL.
+
+    The median must be above its limit too: a mean alone can be one position.
+    """
+    factor, floor = floors["artifact.kl_factor"], floors["artifact.kl_floor"]
+    kl_limit = factor * control.kl.value + floor
+    median_limit = factor * control.kl_quantiles["50%"] + floor
+    return ControlRow(
+        statistics=control,
+        kl_ratio=own.kl.value / control.kl.value if control.kl.value > 0 else None,
+        kl_limit=kl_limit,
+        median_limit=median_limit,
+        beyond=own.kl.value > kl_limit and own.kl_quantiles["50%"] > median_limit,
+    )
+
+
+def growth(curve: Sequence[PositionBucket], factor: float, floor: float) -> str | None:
+    """The first position from which on mean KL is, in every bucket, over `factor` times that of those before.
+
+    None if there is no such position. The first token is left out: it sees nothing but itself.
+    """
+    known = [(bucket, bucket.kl) for bucket in curve if bucket.start > 0 and bucket.kl is not None]
+    for i in range(1, len(known)):
+        before, after = _mean_kl(known[:i]), _mean_kl(known[i:])
+        if min(kl for _, kl in known[i:]) > factor * before + floor:
+            return f"mean KL is {before:.1e} below position {known[i][0].start} and {after:.1e} from there on"
+    return None
+
+
+def _mean_kl(part: Sequence[tuple[PositionBucket, float]]) -> float:
+    return sum(bucket.n * kl for bucket, kl in part) / sum(bucket.n for bucket, _ in part)

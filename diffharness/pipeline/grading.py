@@ -1,0 +1,267 @@
+"""`grade`: many artifacts on one fixture, against one base, in one table.
+
+The base (checkpoint, or another artifact) runs through the reference once; each artifact through the reference and, as
+a user would run it, through llama.cpp. A control is the checkpoint quantized afresh to the artifact's types.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffharness import kld
+from diffharness.captures import Capture
+from diffharness.engine.quantizer import Quantizer
+from diffharness.engine.runner import Engine, EngineCrash, EngineRun
+from diffharness.errors import EngineError
+from diffharness.forensics.control import Control
+from diffharness.forensics.loss import beyond_control, growth
+from diffharness.kld import Series
+from diffharness.layers import buckets
+from diffharness.paired import paired
+from diffharness.pipeline import logit_series
+from diffharness.pipeline.attention import attention_health
+from diffharness.pipeline.folder import run_folder
+from diffharness.pipeline.grade_inputs import GradeInputs, GradeRequest, open_all
+from diffharness.pipeline.logit_series import Places
+from diffharness.pipeline.reference_runs import Precision, shape_of
+from diffharness.pipeline.subjects import checkpoint_subject, fixture_subject, machine_subject
+from diffharness.pipeline.timing import Timings
+from diffharness.records.grade import (
+    BaseRow,
+    EngineGrade,
+    GradeRecord,
+    GradeRow,
+    PairRow,
+    PositionBucket,
+)
+from diffharness.records.run import EngineSubject, Finding
+from diffharness.reference import archs
+from diffharness.settings import Floors
+from diffharness.weights.checkpoint import Checkpoint
+from diffharness.weights.gguf_file import GgufFile
+from diffharness.weights.source import WeightSource
+
+_WINDOW = "attention.sliding_window"
+
+Types = tuple[tuple[str, str], ...]  # tensor and type, for each tensor
+
+
+@dataclass
+class _Run:
+    """One grading under way: what every step has at hand, and what several artifacts share."""
+
+    request: GradeRequest
+    inputs: GradeInputs
+    folder: Path
+    timings: Timings
+    landmarks: Mapping[str, int]
+    places: Places
+    base: Capture | None = None
+    series: dict[str, Series] = field(default_factory=dict)  # at the scored positions, by label
+    engine: EngineSubject | None = None
+    controls: dict[Types, Series] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> Precision:
+        return Precision(self.request.dtype, self.request.device)
+
+    def scored(self, series: Series) -> Series:
+        return series.at(self.places.scored)
+
+    def curve(self, series: Series) -> list[PositionBucket]:
+        longest = max(map(len, self.inputs.fixture.chunks()))
+        return kld.by_position(series, self.places.positions, buckets(longest, self.landmarks.values()))
+
+    def reference(self, source: WeightSource) -> Series:
+        return logit_series.of_reference(source, self.inputs.fixture, self.places, self.precision, self.base)
+
+
+def grade(request: GradeRequest) -> GradeRecord:
+    """The whole table.
+
+    Raises BadInputError where nothing can be graded at all: no artifact that can be read, an unfit checkpoint,
+    fixture or setting. With `request.out` the folder keeps the base's logits.
+    """
+    timings = Timings()
+    with timings.step("total"), contextlib.ExitStack() as stack:
+        with timings.step("open"):
+            inputs = open_all(request, stack)
+        leading = next(one.artifact for one in inputs.candidates if one.artifact is not None)
+        shape = shape_of(archs.build(leading.metadata), inputs.fixture, request.engine.n_ubatch)
+        folder = stack.enter_context(run_folder(request.out))
+        run = _Run(request, inputs, folder, timings, shape.landmarks, Places.of(inputs.fixture))
+        record = _record(run, stack)
+    record.timings = timings.seconds
+    return record
+
+
+def has_errors(record: GradeRecord) -> bool:
+    """Whether an artifact could not be graded."""
+    return any(row.error is not None for row in record.rows)
+
+
+def is_beyond(record: GradeRecord) -> bool:
+    """Whether an artifact lost more than its control allows."""
+    return any(row.control is not None and row.control.beyond for row in record.rows)
+
+
+def _record(run: _Run, stack: contextlib.ExitStack) -> GradeRecord:
+    request, inputs = run.request, run.inputs
+    base = None if inputs.base is None else _run_base(run, inputs.base)
+    quantizer = stack.enter_context(Quantizer(request.engine)) if request.with_control else None
+    for one in inputs.candidates:
+        if one.artifact is None:
+            continue
+        _measure(run, one.row, one.artifact)
+        control = None
+        if quantizer is not None and inputs.base is not None:
+            control = Control(inputs.base, one.artifact, quantizer.quantize)
+            _add_control(run, one.row, control)
+        if request.with_attention and inputs.base is not None:
+            _add_attention(run, one.row, one.artifact, inputs.base, None if one.row.control is None else control)
+    rows = [one.row for one in inputs.candidates]
+    return GradeRecord(
+        base=base,
+        rows=rows,
+        pairs=_pairs(run),
+        landmarks=dict(run.landmarks),
+        unreached=_unreached(run),
+        findings=[*inputs.findings, *_findings(rows, request.tolerances)],
+        checkpoint=checkpoint_subject(request.checkpoint, inputs.base)
+        if request.checkpoint is not None and isinstance(inputs.base, Checkpoint)
+        else None,
+        fixture=fixture_subject(inputs.fixture),
+        engine=run.engine,
+        machine=machine_subject(),
+        repro=request.repro,
+    )
+
+
+# -- forwards -----------------------------------------------------------------------------------------
+
+
+def _run_base(run: _Run, source: Checkpoint | GgufFile) -> BaseRow:
+    run.request.say(f"reference on {source.label}")
+    with run.timings.step("reference: base"):
+        path = run.folder / "reference-base.safetensors"
+        run.base, series = logit_series.of_base(source, run.inputs.fixture, run.places, run.precision, path)
+    return BaseRow(
+        label=source.label,
+        kind="checkpoint" if isinstance(source, Checkpoint) else "artifact",
+        ppl=kld.perplexity(run.scored(series).nll),
+        positions=run.curve(series),
+    )
+
+
+def _measure(run: _Run, row: GradeRow, artifact: GgufFile) -> None:
+    run.request.say(f"reference on {row.label}")
+    with run.timings.step("reference"):
+        series = run.reference(artifact)
+    scored = run.series[row.label] = run.scored(series)
+    row.ppl, row.positions = kld.perplexity(scored.nll), run.curve(series)
+    if scored.has_base:
+        row.statistics = kld.statistics(scored)
+    if run.request.with_engine:
+        run.request.say(f"llama.cpp on {row.label}")
+        with run.timings.step("engine"):
+            row.engine = _run_engine(run, artifact)
+
+
+def _run_engine(run: _Run, artifact: GgufFile) -> EngineGrade:
+    """llama.cpp's own numbers; where it dies, how it died."""
+    request, out = run.request, run.folder / "engine-native.safetensors"
+    try:
+        done = Engine(request.engine).capture(
+            artifact.paths[0], run.inputs.fixture.chunks(), out, taps=(), overrides=request.overrides
+        )
+        series = logit_series.of_capture(done.open(), run.places, run.base)
+    except EngineCrash as crash:
+        return EngineGrade(error=crash.message)
+    finally:
+        out.unlink(missing_ok=True)
+    run.engine = run.engine or _engine_subject(done, request.overrides)
+    scored = run.scored(series)
+    return EngineGrade(
+        ppl=kld.perplexity(scored.nll),
+        kl=kld.mean(scored.kl) if scored.has_base else None,
+        positions=run.curve(series),
+    )
+
+
+def _add_control(run: _Run, row: GradeRow, control: Control) -> None:
+    """The same numbers of the checkpoint in the artifact's types; a forward for each set of types."""
+    assert row.statistics is not None, "asked for only with a checkpoint"
+    types = tuple(sorted((name, info.type) for name, info in control.tensors.items()))
+    if types not in run.controls:
+        run.request.say(f"reference on {control.label}")
+        try:
+            with run.timings.step("reference: control"):
+                run.controls[types] = run.reference(control)
+        except EngineError as error:
+            row.control_error = error.message
+            return
+    series = run.controls[types]
+    row.control = beyond_control(row.statistics, kld.statistics(run.scored(series)), run.request.tolerances)
+    row.control.positions = run.curve(series)
+
+
+def _add_attention(
+    run: _Run, row: GradeRow, artifact: GgufFile, base: Checkpoint | GgufFile, control: Control | None
+) -> None:
+    """How attention is spread, beside the base's and the control's; two or three more forwards."""
+    request = run.request
+    request.say(f"attention of {row.label}")
+    with run.timings.step("attention"):
+        row.attention = attention_health(
+            artifact, base, control, run.inputs.fixture, run.precision, request.tolerances,
+            n_ubatch=request.engine.n_ubatch,
+        )  # fmt: skip
+
+
+# -- comparing ----------------------------------------------------------------------------------------
+
+
+def _pairs(run: _Run) -> list[PairRow]:
+    chunk_of = run.places.chunk_of[run.places.scored]
+    rows = []
+    for (a, x), (b, y) in itertools.combinations(run.series.items(), 2):
+        kl = paired(x.kl, y.kl, chunk_of) if x.has_base else None
+        rows.append(PairRow(a=a, b=b, nll=paired(x.nll, y.nll, chunk_of), kl=kl))
+    return rows
+
+
+def _findings(rows: Sequence[GradeRow], floors: Floors) -> list[Finding]:
+    factor, floor = floors["grade.position_factor"], floors["artifact.kl_floor"]
+    curves = [(row.label, row.positions) for row in rows]
+    curves += [(f"{row.label} in llama.cpp", row.engine.positions) for row in rows if row.engine is not None]
+    told = [(label, growth(curve, factor, floor)) for label, curve in curves]
+    return [Finding(kind=None, leg=None, message=f"{label}: {text}") for label, text in told if text is not None]
+
+
+def _unreached(run: _Run) -> dict[str, int]:
+    """Window and n_ubatch that no chunk is longer than: what only breaks beyond them does not show."""
+    places = {"n_ubatch": run.request.engine.n_ubatch} if run.request.with_engine else {}
+    for one in run.inputs.candidates:
+        window = None if one.artifact is None else one.artifact.metadata.get(f"{one.artifact.arch}.{_WINDOW}")
+        if isinstance(window, int) and window > 0:
+            places["the window"] = window
+    return {name: at for name, at in places.items() if name not in run.landmarks}
+
+
+# -- subjects -----------------------------------------------------------------------------------------
+
+
+def _engine_subject(run: EngineRun, overrides: Sequence[str]) -> EngineSubject:
+    return EngineSubject(
+        version=run.info.get("version"),
+        bindings=run.info.get("bindings"),
+        commit=run.info.get("commit"),
+        settings=json.loads(run.settings.model_dump_json()),
+        overrides=list(overrides),
+        system_info=run.info.get("system_info"),
+    )

@@ -1,0 +1,264 @@
+"""The tables of `diffharness grade`: perplexity, KL, both by position, which artifacts can be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from diffharness.records.grade import GradeRecord, GradeRow, Paired, PairRow, PositionBucket
+from diffharness.report._format import NONE, decimals, scientific, size
+from diffharness.report.document import Document, Section, Table
+from diffharness.report.grade_statistics import all_statistics, estimate, percents, with_error
+
+_ALL_PAIRS = 10  # pairs shown; of more, only neighbours in the order of perplexity
+_HEADS = 10  # that changed, of each artifact
+
+_SHOWN = {"50%": "median", "99%": "99 %", "99.9%": "99.9 %", "max": "max"}
+
+LLAMA = "llama.cpp"
+
+
+def document(record: GradeRecord, *, full: bool = False) -> Document:
+    """The record as a document; `full` adds every statistic that llama-perplexity prints."""
+    sections = [
+        Section(pairs=_about(record), tables=[_perplexity(record)]),
+        *_kl(record),
+        *_control(record),
+        *_curves(record),
+        *_pairs(record),
+        *_attention(record),
+        *(all_statistics(record) if full else []),
+    ]
+    remarks = _remarks(record)
+    if remarks:
+        sections.append(Section("Remarks", remarks=remarks))
+    judged = [row for row in record.rows if row.control is not None]
+    beyond = [row.label for row in judged if row.control is not None and row.control.beyond]
+    commands = [("Reproduce", record.repro)] if record.repro else []
+    return Document(
+        command="grade",
+        outcome=("fail" if beyond else "pass") if judged else "",
+        summary=_summary(record, len(judged), beyond),
+        sections=sections,
+        commands=commands,
+    )
+
+
+def _summary(record: GradeRecord, n_judged: int, beyond: Sequence[str]) -> str:
+    failed = sum(row.error is not None for row in record.rows)
+    n = len(record.rows) - failed
+    parts = [f"{n} artifact{'' if n == 1 else 's'} graded" + (f", {failed} not" if failed else "")]
+    if beyond:
+        parts.append(f"more is lost than the types explain in {', '.join(beyond)}")
+    elif n_judged:
+        parts.append("none lost more than its types explain")
+    return "; ".join(parts) + "."
+
+
+def _about(record: GradeRecord) -> list[tuple[str, str]]:
+    fixture = record.fixture
+    about: list[tuple[str, str]] = []
+    if record.base is not None:
+        about.append((record.base.kind if record.base.kind == "checkpoint" else "against", record.base.label))
+    scored = f"{fixture.name}: {fixture.n_tokens} tokens in chunks of {fixture.chunk}, {fixture.n_scored} scored"
+    about.append(("fixture", scored))
+    if record.engine is not None:
+        parts = [f"llama.cpp {record.engine.version or 'of unknown version'}", *record.engine.overrides]
+        about.append(("engine", " · ".join(parts)))
+    return about
+
+
+def _perplexity(record: GradeRecord) -> Table:
+    with_engine = any(row.engine is not None for row in record.rows)
+    head = ["artifact", "size", "bits/weight", "PPL"]
+    head += ([LLAMA] if with_engine else []) + (["ln(PPL/base)"] if record.base else [])
+    rows: list[tuple[str, ...]] = []
+    if record.base is not None:
+        rest = [NONE] * (len(head) - 4)
+        rows.append((record.base.label, NONE, NONE, estimate(record.base.ppl, 4), *rest))
+    for row in record.rows:
+        cells = [row.label, size(row.artifact.n_bytes), decimals(row.bpw, 2), estimate(row.ppl, 4)]
+        if with_engine:
+            cells.append(_engine_cell(row))
+        if record.base is not None:
+            cells.append(estimate(None if row.statistics is None else row.statistics.ln_ratio, 4))
+        rows.append(tuple(cells))
+    return Table("Perplexity, ± standard error", tuple(head), rows, numeric=True)
+
+
+def _engine_cell(row: GradeRow) -> str:
+    if row.engine is None:
+        return NONE
+    # Its standard error is the reference's, give or take: the positions are the same.
+    return "no result" if row.engine.ppl is None else decimals(row.engine.ppl.value)
+
+
+def _kl(record: GradeRecord) -> list[Section]:
+    graded = [(row, row.statistics) for row in record.rows if row.statistics is not None]
+    if not graded or record.base is None:
+        return []
+    with_engine = any(row.engine is not None and row.engine.kl is not None for row in record.rows)
+    divergence, agreement = [], []
+    for row, stats in graded:
+        quantiles = [scientific(stats.kl_quantiles[name]) for name in _SHOWN]
+        engine = [scientific(row.engine.kl.value if row.engine and row.engine.kl else None)] if with_engine else []
+        divergence.append((row.label, with_error(stats.kl, scientific), *engine, *quantiles))
+        correlation = NONE if stats.correlation is None else f"{100 * stats.correlation:.2f}"
+        shares = [percents(found) for found in (stats.p_diff, stats.p_diff_rms)]
+        agreement.append((row.label, percents(stats.top1), *shares, correlation))
+    head = ("artifact", "mean", *([LLAMA] if with_engine else []), *_SHOWN.values())
+    tables = [
+        Table(f"KL from {record.base.label}, in nats", head, divergence, numeric=True),
+        Table("Agreement, in %", ("artifact", "same top", "mean Δp", "RMS Δp", "correlation"), agreement, numeric=True),
+    ]
+    return [Section(tables=tables)]
+
+
+def _control(record: GradeRecord) -> list[Section]:
+    judged = [(row, row.control, row.statistics) for row in record.rows if row.control and row.statistics]
+    if not judged:
+        return []
+    head = ("artifact", "", "mean KL", "control", "ratio", "limit", "median", "limit", "PPL of control")
+    rows = [
+        (
+            row.label,
+            "fail" if control.beyond else "ok",
+            scientific(own.kl.value),
+            scientific(control.statistics.kl.value),
+            decimals(control.kl_ratio, 2),
+            scientific(control.kl_limit),
+            scientific(own.kl_quantiles["50%"]),
+            scientific(control.median_limit),
+            decimals(control.statistics.ppl.value),
+        )
+        for row, control, own in judged
+    ]
+    title = "Against a control: the checkpoint quantized afresh to the same types"
+    return [Section(tables=[Table(title, head, rows, numeric=True)], words=2)]
+
+
+# -- by position --------------------------------------------------------------------------------------
+
+
+def _curves(record: GradeRecord) -> list[Section]:
+    curves: list[tuple[str, Sequence[PositionBucket]]] = []
+    for row in record.rows:
+        curves.append((row.label, row.positions))
+        if row.engine is not None:
+            curves.append((f"{row.label}, {LLAMA}", row.engine.positions))
+        if row.control is not None:
+            curves.append((f"{row.label}, control", row.control.positions))
+    curves = [(label, curve) for label, curve in curves if curve]
+    if not curves:
+        return []
+    spans = [(bucket.start, bucket.stop) for bucket in curves[0][1]]
+    tables = []
+    if record.base is not None:
+        tables.append(_curve("Mean KL by position in the chunk", spans, curves, lambda b: scientific(b.kl)))
+        curves = [(record.base.label, record.base.positions), *curves]
+    tables.append(_curve("Mean NLL by position in the chunk, in nats", spans, curves, lambda b: decimals(b.nll)))
+    reached = [f"{name} is {at}" for name, at in record.landmarks.items()]
+    beyond = [f"{name} is {at}, and no chunk is longer" for name, at in record.unreached.items()]
+    return [Section(tables=tables, remarks=reached + beyond)]
+
+
+def _curve(
+    title: str,
+    spans: Sequence[tuple[int, int]],
+    curves: Sequence[tuple[str, Sequence[PositionBucket]]],
+    cell: Callable[[PositionBucket], str],
+) -> Table:
+    head = ("artifact", *(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in spans))
+    rows = []
+    for label, curve in curves:
+        by_span = {(bucket.start, bucket.stop): cell(bucket) for bucket in curve}
+        rows.append((label, *(by_span.get(span, NONE) for span in spans)))
+    return Table(title, head, rows, numeric=True)
+
+
+# -- pairs --------------------------------------------------------------------------------------------
+
+
+def _pairs(record: GradeRecord) -> list[Section]:
+    """Who predicts the text better, and who is closer to the base: two questions."""
+    shown = _shown_pairs(record)
+    if not shown:
+        return []
+    of_all = "" if len(shown) == len(record.pairs) else f" ({len(shown)} of {len(record.pairs)} pairs)"
+    title = f"NLL at the same positions, ± standard error from blocks of positions{of_all}"
+    tables = [_pair_table(title, "better", [(pair, pair.nll) for pair in shown])]
+    by_kl = [(pair, pair.kl) for pair in shown if pair.kl is not None]
+    if by_kl:
+        tables.append(_pair_table(f"KL at the same positions{of_all}", "closer", by_kl))
+    return [Section(tables=tables, words=2)]
+
+
+def _pair_table(title: str, word: str, pairs: Sequence[tuple[PairRow, Paired]]) -> Table:
+    rows = []
+    for pair, found in pairs:
+        first, second = (pair.b, pair.a) if found.mean > 0 else (pair.a, pair.b)
+        by = decimals(abs(found.mean), 5) + ("" if found.error is None else f" ± {found.error:.5f}")
+        z = NONE if found.z is None else f"{abs(found.z):.1f}"
+        told = "yes" if found.told_apart else "too few positions" if found.error is None else "no"
+        rows.append((first, second, by, z, told))
+    return Table(title, (word, "than", "by, nats", "z", "told apart"), rows, numeric=True)
+
+
+def _shown_pairs(record: GradeRecord) -> list[PairRow]:
+    if len(record.pairs) <= _ALL_PAIRS:
+        return record.pairs
+    graded = [(row.ppl.value, row.label) for row in record.rows if row.ppl is not None]
+    ranked = [label for _, label in sorted(graded)]
+    neighbours = {frozenset(two) for two in pairwise(ranked)}
+    return [pair for pair in record.pairs if frozenset((pair.a, pair.b)) in neighbours]
+
+
+# -- attention ----------------------------------------------------------------------------------------
+
+
+def _attention(record: GradeRecord) -> list[Section]:
+    sections = []
+    for row in record.rows:
+        if row.attention is None:
+            continue
+        changed = row.attention.changed
+        told = [finding.message for finding in row.attention.findings]
+        if not changed:
+            sections.append(Section(f"Attention of {row.label}", remarks=told or ["no head is spread otherwise"]))
+            continue
+        worst = sorted(changed, key=lambda head: -abs(head.artifact - head.checkpoint))[:_HEADS]
+        rows = [
+            (
+                f"{head.layer} ({head.kind})",
+                head.how,
+                str(head.head),
+                f"{head.start}-{head.stop - 1}",
+                decimals(head.checkpoint, 3),
+                decimals(head.artifact, 3),
+                decimals(head.control, 3),
+                decimals(head.limit, 3),
+            )
+            for head in worst
+        ]
+        title = f"{len(changed)} heads spread otherwise: entropy over that of uniform attention"
+        title += f"; the {_HEADS} that changed most" if len(changed) > _HEADS else ""
+        columns = ("layer", "", "head", "positions", "checkpoint", "artifact", "control", "may differ by")
+        table = Table(title, columns, rows, numeric=True)
+        sections.append(Section(f"Attention of {row.label}", tables=[table], remarks=told, words=2))
+    return sections
+
+
+# -- remarks ------------------------------------------------------------------------------
+
+
+def _remarks(record: GradeRecord) -> list[str]:
+    remarks = [finding.message for finding in record.findings]
+    for row in record.rows:
+        told = [
+            ("not graded", row.error),
+            ("llama.cpp gave no result", row.engine.error if row.engine is not None else None),
+            ("no control", row.control_error),
+            *(("note", note) for note in row.notes),
+        ]
+        remarks += [f"{row.label}: {what}: {why}" for what, why in told if why]
+    return remarks
