@@ -15,6 +15,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,6 @@ CONFIG: dict[str, Any] = {
         "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
     },
 }
-_WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 _TILE = 256  # rows that repeat
 
 
@@ -125,61 +125,84 @@ def write_artifact(path: Path, checkpoint: Checkpoint, quantize: Quantize) -> No
     write_tensors(path, {key: encode_value(key, value) for key, value in kvs.items()}, tensors)
 
 
-def cpu_s() -> float:
-    """Processor time of this process and of those that it has ended."""
-    return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in _WHO)
+@dataclass
+class Clock:
+    """Seconds that passed, and of this process's own work, by part: the layers together, other tensors by name."""
+
+    passed: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    worked: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    last: tuple[float, float] = field(default_factory=lambda: (time.perf_counter(), time.process_time()))
+
+    def lap(self, tensor: str) -> None:
+        part = tensor if split(tensor)[0] is None else "layers"
+        now = time.perf_counter(), time.process_time()
+        self.passed[part] += now[0] - self.last[0]
+        self.worked[part] += now[1] - self.last[1]
+        self.last = now
+
+
+class Measuring:
+    """What `diffharness inspect` does with the rows that pass: every measure, of artifact and control."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._name = clock, ""
+        self._gauge: Gauge | None = None
+
+    def rows(self, name: str, info: TensorInfo, a: Float32Array, b: Float32Array, c: Float32Array | None) -> None:
+        if name != self._name:
+            self.settle(name)
+        if self._gauge is None:
+            self._gauge = Gauge(info.type, info.shape, with_control=c is not None)
+        self._gauge.feed(a, b, c)
+
+    def sample(self, name: str, info: TensorInfo, a: Float32Array, b: Float32Array, c: Float32Array | None) -> None:
+        if c is not None:
+            gauge = Gauge(info.type, c.shape, with_control=False)
+            gauge.feed(c, b, None)
+            gauge.finish()
+
+    def settle(self, following: str = "") -> None:
+        if self._gauge is not None:
+            self._gauge.finish()
+            self._clock.lap(self._name)
+        self._gauge, self._name = None, following
 
 
 def compare(artifact_path: Path, folder: Path, n_layer: int) -> None:
-    floors, seconds, last, busy = load_tolerances(), defaultdict[str, float](float), time.perf_counter(), cpu_s()
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
-    begin, gauges = last, 0
+    before, begin = _children_s(), time.perf_counter()
+    clock = Clock()
+    measuring = Measuring(clock)
     with open_gguf(artifact_path) as artifact, Quantizer(load_engine("native")) as quantizer:
         checkpoint = Checkpoint(folder)
-        gauge: Gauge | None = None
-        current = ""
-
-        def settle(name: str) -> None:
-            nonlocal gauge, current, last, gauges
-            if gauge is not None:
-                gauge.finish()
-                gauges += 1
-            layer, _ = split(current)
-            now = time.perf_counter()
-            seconds["layers" if layer is not None else current] += now - last
-            gauge, current, last = None, name, now
-
-        def on_tensor(name: str, info: TensorInfo, a: Any, b: Any, c: Any) -> None:
-            nonlocal gauge
-            if name != current:
-                settle(name)
-            if gauge is None:
-                gauge = Gauge(info.type, info.shape, with_control=c is not None)
-            gauge.feed(a, b, c)
-
-        def on_sample(name: str, info: TensorInfo, a: Any, b: Any, c: Any) -> None:
-            own = Gauge(info.type, c.shape, with_control=False)
-            own.feed(c, b, None)
-            own.finish()
-
         control = Control(checkpoint, artifact, quantizer.quantize)
-        drift = tensor_errors(artifact, checkpoint, control, floors, on_tensor=on_tensor, on_sample=on_sample)
-        settle("")
+        drift = tensor_errors(
+            artifact, checkpoint, control, load_tolerances(), on_tensor=measuring.rows, on_sample=measuring.sample
+        )
+        measuring.settle()
         total = time.perf_counter() - begin
         n_bytes = artifact.n_bytes + checkpoint.n_bytes
         n_values = sum(info.n_elements for info in artifact.tensors.values())
-    used = cpu_s() - busy
-    whole = seconds["layers"] / n_layer * N_LAYER + seconds["token_embd.weight"]
+        n_matrices = sum(len(info.shape) > 1 for info in artifact.tensors.values())
+    quantizing = (_children_s() - before) / n_matrices
     damaged = [t.name for t in drift.tensors if t.damaged]
     print(
         f"{len(drift.tensors)} tensors, {n_values / 1e9:.2f} G values, {n_bytes / 1e9:.2f} GB in {total:.1f} s:",
         end=" ",
     )
     print(f"{n_bytes / total / 1e6:.0f} MB/s, {n_values / total / 1e6:.0f} M values/s; damaged: {damaged or 'none'}")
-    print(f"{used:.1f} s of processor time, the quantizer's process included")
     print(f"peak resident memory {status('VmHWM') / (1 << 30):.2f} GiB")
-    print(f"{seconds['layers'] / n_layer:.2f} s a layer, embedding {seconds['token_embd.weight']:.1f} s")
-    print(f"{N_LAYER} layers and the embedding: {whole:.0f} s")
+    for what, seconds in (("seconds", clock.passed), ("seconds of processor time", clock.worked)):
+        layer, embedding = seconds["layers"] / n_layer, seconds["token_embd.weight"]
+        print(f"{layer:.2f} {what} a layer, {embedding:.1f} the embedding: {layer * N_LAYER + embedding:.0f} in all")
+    all_matrices = (n_matrices - 1) / n_layer * N_LAYER + 1
+    print(f"{quantizing * all_matrices:.0f} more seconds of processor time in the quantizer's process, in all")
+
+
+def _children_s() -> float:
+    """Processor time of the processes that this one has ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ _ON_EMBEDDED: list[_Row] = [
     ("zero-blocks:0", "blk.*.ffn_down.weight", None, _P({"zeroed_blocks"}), False),
     ("garbled-blocks:0.2", _UP.format(9), None, _BLOCKS, False),
     ("garbled-blocks:0", _UP.format(9), None, _BLOCKS, False),
-    ("wrong-scales:0.5", _DOWN.format(2), None, _BLOCKS, False),
+    ("wrong-scales:0.5", _DOWN.format(2), None, _BLOCKS | _NOISE, False),
     ("wrong-scales:0.01", _DOWN.format(2), None, _BLOCKS, False),
     ("double-scales:0.02", _DOWN.format(2), None, _BLOCKS, False),
     ("bit-flips:1", _DOWN.format(6), None, _P(), False),
@@ -160,14 +160,15 @@ _ON_EMBEDDED: list[_Row] = [
 
 _FILES = ["nan-block:1", "truncated:0.5", "truncated:0.999", "missing", "f16-overflow:0.01"]
 
-# how, keys, quick
+# model, faults and keys that are set, quick; without their key llama.cpp caps logits at 30, and scores at 50
 _METADATA: list[tuple[str, tuple[tuple[str, ...], tuple[str, ...]], bool]] = [
     (EMBEDDED, (("rope-base-lost",), ()), True),
     (EMBEDDED, (("rope-base-swa:2",), ()), False),
     (EMBEDDED, (("rope-base-swa:1.01",), ()), False),
     (EMBEDDED, (("eps-hard-coded:0.01",), ()), False),
     (EMBEDDED, (("eps-hard-coded:0.00001",), ()), False),
-    (EMBEDDED, (("softcap-lost",), ()), False),
+    (EMBEDDED, ((), ("gemma4.final_logit_softcapping=float:15",)), False),
+    ("gemma2", (("softcap-lost",), ()), False),
     (EMBEDDED, (("window-scaled:0.5",), ()), False),
     (EMBEDDED, (("rope-half",), ()), False),
     ("llama-linear", (("rope-scaling-lost",), ()), False),
@@ -191,7 +192,7 @@ _ON_TINY: list[tuple[str, str, str, str | None, str | None, frozenset[str], bool
     ("qwen2", "Q5_0", "transposed", "blk.2.attn_q.weight", None, _P({"transposed"}), False),
     ("qwen2", "Q8_0", "offset:0.5", "blk.1.attn_q.bias", None, _P({"offset"}), False),
     ("qwen2", "Q4_1", "duplicated:1", "blk.*.attn_k.weight", None, _P({"duplicated", "repeated_layers"}), False),
-    ("qwen2", "Q4_1", "wrong-scales:0.3", "blk.0.ffn_up.weight", None, _BLOCKS, False),
+    ("qwen2", "Q4_1", "wrong-scales:0.3", "blk.0.ffn_up.weight", None, _BLOCKS | _NOISE, False),
     ("gemma3", "Q6_K", "offset:-1", "blk.*norm.weight", None, _P({"offset"}), True),
     ("gemma3", "Q6_K", "scale:1.15", "blk.*.ffn_*.weight", "2-4", _P({"scale"}), False),
     ("gemma3", "Q4_K", "noise:12", "blk.*.attn_q.weight", None, _NOISE, False),

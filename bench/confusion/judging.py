@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.confusion.cases import EMBEDDED, Case
@@ -38,8 +38,13 @@ class Said:
     kinds: tuple[str, ...]  # the verdicts that hold, the first of them first
     tensors: frozenset[str] = frozenset()  # called damaged
     patterns: frozenset[str] = frozenset()
-    ratio: float = 0.0  # of `inspect`: the largest relative error over the control's
+    ratios: Mapping[str, float] = field(default_factory=dict)  # of `inspect`: relative error over the control's
     seconds: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """The largest."""
+        return max(self.ratios.values(), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,12 @@ class Judge:
         except ArtifactFileError as error:
             return error.message, Said(("artifact.file",), seconds=time.perf_counter() - begin)
         drifted = frozenset(row.name for row in record.tensors if row.drifted)
-        ratios = [row.ratio for row in record.tensors if row.ratio is not None and row.control is not None]
+        rows = [row for row in record.tensors if row.ratio is not None and row.control is not None]
         return record.verdict.summary, Said(
             tuple(record.verdict.all),
             drifted,
             frozenset(row.kind for row in record.patterns),
-            max(ratios, default=0.0),
+            {row.name: row.ratio for row in rows if row.ratio is not None},
             time.perf_counter() - begin,
         )
 
@@ -132,7 +137,7 @@ def faults_of(judged: Judged, band: float) -> tuple[list[str], str | None]:
     """What is wrong with the words, and why silence is right where it is; `band` is the control's, over its error."""
     check: dict[str, Callable[[], list[str]]] = {
         "clean": lambda: _of_clean(judged),
-        "weights": lambda: _of_weights(judged),
+        "weights": lambda: _of_weights(judged, band),
         "metadata": lambda: _of_kind(judged, "artifact.metadata"),
         "file": lambda: _of_kind(judged, "artifact.file", "artifact.weights" if "missing" in judged.case.how else None),
         "lineage": lambda: _of_lineage(judged),
@@ -164,14 +169,14 @@ def _of_clean(judged: Judged) -> list[str]:
     ]
 
 
-def _of_weights(judged: Judged) -> list[str]:
-    found = _of_kind(judged, "artifact.weights", "artifact.file" if _may_be_non_finite(judged.case) else None)
+def _of_weights(judged: Judged, band: float) -> list[str]:
+    beyond = {name for name in judged.touched if judged.inspect.ratios.get(name, 0.0) > band}
+    found = _of_kind(judged, "artifact.weights", "artifact.file" if _may_be_the_files(judged.case) else None)
     for name, said in _judges(judged):
-        wrong = said.tensors - judged.touched
-        if wrong and said.tensors:
-            found.append(f"{name} accuses {len(wrong)} untouched tensors: {', '.join(sorted(wrong)[:3])}")
-        if "artifact.weights" in said.kinds and said.tensors and len(said.tensors) < 0.9 * len(judged.touched):
-            found.append(f"{name} names {len(said.tensors)} of {len(judged.touched)} damaged tensors")
+        if wrong := said.tensors - judged.touched:
+            found.append(f"{name} accuses {len(wrong)} untouched tensors: {_some(wrong)}")
+        if "artifact.weights" in said.kinds and (missed := beyond - said.tensors):
+            found.append(f"{name} leaves out {len(missed)} of {len(beyond)} tensors beyond the band: {_some(missed)}")
     wanted = judged.case.patterns
     if wanted and "artifact.weights" in judged.inspect.kinds and not wanted & judged.inspect.patterns:
         named = ", ".join(sorted(judged.inspect.patterns)) or "no pattern"
@@ -181,9 +186,13 @@ def _of_weights(judged: Judged) -> list[str]:
     return found
 
 
-def _may_be_non_finite(case: Case) -> bool:
-    """Whether the bytes that were changed may have made a scale infinite, which is the file's fault."""
-    return any(how.startswith(("bit-flips", "byte-shift", "double-scales")) for how in case.how)
+def _some(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:3])
+
+
+def _may_be_the_files(case: Case) -> bool:
+    """Whether the bytes may hold an infinite scale now, or the file lacks a tensor without which there is no model."""
+    return any(how.startswith(("bit-flips", "byte-shift", "double-scales", "rope-freqs")) for how in case.how)
 
 
 def _of_kind(judged: Judged, kind: str, other: str | None = None) -> list[str]:

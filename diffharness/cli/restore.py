@@ -42,9 +42,7 @@ def restore(
     ] = None,
     layers: Annotated[
         list[str] | None,
-        typer.Option(
-            "--layers", metavar="A-B", help="These layers as one group; with --by cut further. Repeatable."
-        ),
+        typer.Option("--layers", metavar="A-B", help="These layers as one group; with --by cut further. Repeatable."),
     ] = None,
     tensors: Annotated[
         list[str] | None,

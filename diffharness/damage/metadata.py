@@ -94,7 +94,7 @@ def _becomes(value: Any, strength: float) -> Any:
 _POSITIVE = (1e-30, 1e30)
 
 FAULTS = [
-    Fault("rope-base-lost", "the rope base is not in the file; readers take 10000", "metadata",
+    Fault("rope-base-lost", "the rope base is not in the file; llama.cpp then takes 10000", "metadata",
           _plan(".rope.freq_base", _removed), ""),
     Fault("rope-base-scaled", "another rope base", "metadata",
           _plan(".rope.freq_base", _scaled), "", 2.0, "the factor", _POSITIVE),
@@ -106,9 +106,9 @@ FAULTS = [
           _plan(".rope.dimension_count*", _scaled), "", 0.5, "the factor", _POSITIVE),
     Fault("eps-hard-coded", "another epsilon of the norms", "metadata",
           _plan(".attention.layer_norm_rms_epsilon", _becomes), "", 1e-2, "the value", _POSITIVE),
-    Fault("softcap-lost", "the softcap of the logits is not in the file", "metadata",
+    Fault("softcap-lost", "the softcap of the logits is not in the file; llama.cpp then takes 30", "metadata",
           _plan(".final_logit_softcapping", _removed), ""),
-    Fault("attn-softcap-lost", "the softcap of the attention scores is not in the file", "metadata",
+    Fault("attn-softcap-lost", "that of attention scores is not in the file; llama.cpp then takes 50", "metadata",
           _plan(".attn_logit_softcapping", _removed), ""),
     Fault("window-scaled", "another sliding window", "metadata",
           _plan(".attention.sliding_window", _scaled), "", 0.5, "the factor", _POSITIVE),

@@ -6,7 +6,7 @@ block's (the control's, or the median block's) by more than importance weights e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,18 +47,18 @@ def some_blocks(pair: Pair) -> Relation | None:
         found = search(pair, blocks, at)
         if found is not None:
             kind, words, more = found
-            several = words if kind == "flipped_bits" else _SEVERAL[kind]
-            return Relation(kind, words, blocks.rest, evidence | more, (words,), several)
+            several = _SEVERAL[kind]
+            return Relation(kind, words, blocks.rest, evidence | more, several=several)
     if n > _FEW * len(off):
         return None
     words = f"{n} of {len(off)} blocks of {blocks.size} values hold something else; the rest is sound"
-    return Relation("isolated_blocks", words, blocks.rest, evidence, n, _SEVERAL["isolated_blocks"])
+    return Relation("isolated_blocks", words, blocks.rest, evidence, several=_SEVERAL["isolated_blocks"])
 
 
 _SEVERAL = {
     "non_finite_blocks": "NaN or infinity in some blocks; the rest is sound",
     "zeroed_blocks": "blocks of zeros; the rest is sound",
-    "block_scales": "blocks with a wrong scale; the rest is sound",
+    "block_scales": "blocks with a wrong scale or minimum; the rest is sound",
     "flipped_bits": "flipped bits",
     "isolated_blocks": "isolated blocks hold something else; the rest is sound",
 }
@@ -120,7 +120,7 @@ def _zeroed(pair: Pair, blocks: _Blocks, at: NDArray[np.int64]) -> _Found | None
 
 
 def _scaled(pair: Pair, blocks: _Blocks, at: NDArray[np.int64]) -> _Found | None:
-    """Off blocks that are affine in the checkpoint's: a type's minimum need not have been scaled with its scale."""
+    """Off blocks whose sub-blocks are each affine in the checkpoint's: they have scales and minima of their own."""
     x, y = (v.reshape(-1, blocks.size)[at].astype(np.float64) for v in (pair.b, pair.a))
     if not np.isfinite(y).all():
         return None
@@ -128,16 +128,18 @@ def _scaled(pair: Pair, blocks: _Blocks, at: NDArray[np.int64]) -> _Found | None
     x, y = x.reshape(len(at), -1, sub), y.reshape(len(at), -1, sub)
     x = x - x.mean(axis=2, keepdims=True)
     y = y - y.mean(axis=2, keepdims=True)
-    xx, xy, yy = (np.einsum("ijk,ijk->i", u, v) for u, v in ((x, x), (x, y), (y, y)))
+    xx, xy, yy = (np.einsum("ijk,ijk->ij", u, v) for u, v in ((x, x), (x, y), (y, y)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        factor = xy / xx
-        left = (yy - xy * factor) / (factor * xy)  # of the scaled block's own power
-    good = (np.abs(factor - 1) > 2 * np.sqrt(blocks.usual)) & (left < max(_OFF * blocks.usual, 1e-6))
+        fitted = np.where(xx > 0, xy * xy / xx, 0.0).sum(axis=1)
+        left = (yy.sum(axis=1) - fitted) / fitted  # of the scaled block's own power
+        factor = xy.sum(axis=1) / xx.sum(axis=1)
+    good = left < max(_OFF * blocks.usual, 1e-6)
     if good.mean() < _MOSTLY:
         return None
     f = factor[good]
     span = f"{f.min():.4g}" if np.ptp(f) < 0.05 * np.abs(f).max() else f"{f.min():.4g} to {f.max():.4g}"
-    words = f"{int(good.sum())} of {len(blocks.off)} blocks of {blocks.size} values have their scale times {span}"
+    n = f"{int(good.sum())} of {len(blocks.off)}"
+    words = f"{n} blocks of {blocks.size} values have a wrong scale or minimum (factors {span})"
     return "block_scales", words, {"factors": f[:_MANY].tolist()}
 
 
@@ -174,11 +176,15 @@ def _where(at: NDArray[np.int64], size: int, pair: Pair) -> dict[str, list[int]]
 _NEAR = 64  # bytes: every displacement up to here is tried
 _FAR = 4096  # and up to here those by whole blocks, or by the format's alignment
 _ALIGNMENT = 32
-_SAMPLED = 24  # blocks that each displacement is tried on
+_KNOWN = 0.5  # cosine of values that are in their place; displaced ones have nothing to do with the checkpoint's
+_TOGETHER = 128  # displacements tried in one go
+_SAMPLED = 6  # blocks that each displacement is tried on
 
 
 def displaced(pair: Pair, raw: Callable[[], Bytes]) -> Relation | None:
     """The tensor's bytes stored some bytes late or early: read from the right place, they are the checkpoint's."""
+    if pair.t.cos > _KNOWN and not pair.t.non_finite:
+        return None
     block, size = BLOCKS[pair.t.type]
     data = np.asarray(raw()).reshape(-1).view(np.uint8)
     n_blocks = data.size // size
@@ -191,30 +197,41 @@ def displaced(pair: Pair, raw: Callable[[], Bytes]) -> Relation | None:
     )
     shifts = [k for k in shifts if abs(k) * 2 < data.size]
     b = pair.b.reshape(-1, block)
-    for k in shifts:
-        lo, hi = -(-max(0, -k) // size), n_blocks - -(-max(0, k) // size)
-        some = np.unique(np.linspace(lo, hi - 1, _SAMPLED).astype(int))
-        starts = some * size + k
-        rows = np.ascontiguousarray(data[starts[:, None] + np.arange(size)])
-        values = dequantize(rows, pair.t.type, (len(some), block))
-        if not np.median(_errors(values, b[some])) <= max(_OFF * pair.control, 1e-3):
-            continue
-        residual = _displaced_residual(pair, data, k, lo, hi, size, block)
-        if pair.explains(residual):
-            words = f"its bytes are displaced by {k:+d}"
-            return Relation("displaced_bytes", words, residual, {"bytes": k}, k, "its bytes are displaced")
+    hopeful = max(_OFF * pair.control, 1e-3)
+    for i in range(0, len(shifts), _TOGETHER):
+        some = shifts[i : i + _TOGETHER]
+        for k, error in zip(some, _tried(data, some, b, pair.t.type, size), strict=True):
+            if error > hopeful:
+                continue
+            lo, hi = _inside(k, size, n_blocks)
+            rows = np.ascontiguousarray(data[lo * size + k : hi * size + k])
+            residual = nmse(dequantize(rows, pair.t.type, (hi - lo, block)), b[lo:hi])
+            if pair.explains(residual):
+                words = f"its bytes are displaced by {k:+d}"
+                return Relation("displaced_bytes", words, residual, {"bytes": k}, k, "its bytes are displaced")
     return None
 
 
-def _errors(a: Float32Array, b: Float32Array) -> Float64Array:
+def _inside(k: int, size: int, n_blocks: int) -> tuple[int, int]:
+    """Blocks [lo, hi) that lie wholly within the tensor's bytes wherever they were moved to."""
+    return -(-max(0, -k) // size), n_blocks - -(-max(0, k) // size)
+
+
+def _tried(data: Bytes, shifts: Sequence[int], b: Float32Array, type_name: str, size: int) -> list[float]:
+    """Median NMSE of some blocks under each displacement."""
+    places = []
+    for k in shifts:
+        lo, hi = _inside(k, size, len(b))
+        places.append(np.linspace(lo, hi - 1, _SAMPLED).astype(np.int64))
+    blocks = np.stack(places)
+    starts = blocks * size + np.array(shifts)[:, None]
+    rows = np.ascontiguousarray(data[starts.reshape(-1, 1) + np.arange(size)])
+    values = dequantize(rows, type_name, (len(rows), b.shape[1]))
+    return list(map(float, np.median(_errors(values, b[blocks.ravel()]).reshape(blocks.shape), axis=1)))
+
+
+def _errors(a: Float32Array, b: Float32Array) -> Float32Array:
     with np.errstate(all="ignore"):
-        y = b.astype(np.float64)
-        error = np.einsum("ij,ij->i", y - a, y - a)
-        power = np.einsum("ij,ij->i", y, y)
+        error = np.einsum("ij,ij->i", b - a, b - a)
+        power = np.einsum("ij,ij->i", b, b)
         return np.nan_to_num(np.where(error == 0, 0.0, error / power), nan=np.inf)
-
-
-def _displaced_residual(pair: Pair, data: Bytes, k: int, lo: int, hi: int, size: int, block: int) -> float:
-    """NMSE over the blocks [lo, hi) that lie wholly within the tensor's bytes wherever they were moved to."""
-    rows = np.ascontiguousarray(data[lo * size + k : hi * size + k])
-    return nmse(dequantize(rows, pair.t.type, (hi - lo, block)), pair.b.reshape(-1, block)[lo:hi])

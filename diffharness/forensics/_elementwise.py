@@ -11,6 +11,7 @@ import numpy as np
 from diffharness.forensics._pair import Pair, Relation
 from diffharness.weights.source import Float32Array
 
+_EXACT = 1e-9  # NMSE of float32 rounding
 _F16_MAX = 65504.0
 _F16_NORMAL = 2.0**-14  # below that a float16 is subnormal, and zero where those are flushed
 _STEP = 1 << 20  # elements at a time
@@ -20,9 +21,9 @@ _MOVED = 0.03  # from 1; the factor of a row that was only quantized is nearer, 
 
 
 def constant(pair: Pair) -> Relation | None:
-    """Every value the same, which the checkpoint's are not (or are, but another)."""
-    a = pair.a.reshape(-1)
-    if not (a[0] == a).all() or not np.isfinite(a[0]):
+    """Every value the same, which the checkpoint's are not; or zero."""
+    a, b = pair.a.reshape(-1), pair.b.reshape(-1)
+    if not (a[0] == a).all() or not np.isfinite(a[0]) or (a[0] != 0 and (b[0] == b).all()):
         return None
     value = float(a[0])
     if value == 0.0:
@@ -87,9 +88,9 @@ def affine(pair: Pair) -> Relation | None:
 
 
 def float16_range(pair: Pair) -> Relation | None:
-    """Values beyond float16's range became infinite or its largest value; or those below its normal range zero."""
+    """Values beyond float16's range became infinite, or its largest value."""
     size = np.abs(pair.b)
-    n_large, n_small = int((size > _F16_MAX).sum()), int(((size < _F16_NORMAL) & (size > 0)).sum())
+    n_large = int((size > _F16_MAX).sum())
     if n_large:
         with np.errstate(over="ignore"):
             infinite = pair.b.astype(np.float16).astype(np.float32)
@@ -100,13 +101,39 @@ def float16_range(pair: Pair) -> Relation | None:
                 words = f"{n_large} values beyond float16's range became {how}"
                 several = f"values beyond float16's range became {how}"
                 evidence = {"values": n_large, "became": how, "largest": float(size.max())}
-                return Relation("float16_overflow", words, residual, evidence, (how, n_large), several)
-    if n_small:
-        residual = pair.left(np.where(size < _F16_NORMAL, np.float32(0), pair.b))
-        if pair.explains(residual):
-            words = f"{n_small} values below float16's range became zero"
-            return Relation("float16_underflow", words, residual, {"values": n_small}, n_small, words.split(" ", 1)[1])
+                return Relation("float16_overflow", words, residual, evidence, how, several)
     return None
+
+
+def small_zeroed(pair: Pair) -> Relation | None:
+    """Zeros in place of all values up to some size, such as those that a float16 keeps with fewer digits."""
+    zero = pair.a == 0
+    n = int(zero.sum() - (zero & (pair.b == 0)).sum())
+    if not 0 < n <= pair.a.size // 2:
+        return None
+    size = np.abs(pair.b)
+    below = float(size[zero].max())
+    residual = pair.left(np.where(size <= below, np.float32(0), pair.b))
+    if not pair.explains(residual):
+        return None
+    if below <= _F16_NORMAL:
+        kind, words = "float16_underflow", "values below float16's normal range became zero"
+    else:
+        kind, words = "small_zeroed", f"values up to {below:.2g} became zero"
+    evidence = {"values": n, "below": below}
+    return Relation(kind, f"{n} {words}", residual, evidence, None, "the smallest values became zero")
+
+
+def non_finite(pair: Pair) -> Relation | None:
+    """NaN and infinity in a tensor whose other values are sound."""
+    fine = np.isfinite(pair.a)
+    n = int(fine.size - fine.sum())
+    if not n or 2 * n > fine.size or not pair.before <= max(pair.limit, 2 * pair.control, _EXACT):
+        return None
+    words = f"{n} values are NaN or infinite; the rest is sound"
+    return Relation(
+        "non_finite", words, pair.before, {"values": n}, None, "values are NaN or infinite; the rest is sound"
+    )
 
 
 def clipped(pair: Pair) -> Relation | None:
@@ -122,7 +149,7 @@ def clipped(pair: Pair) -> Relation | None:
         return None
     words = f"{n} values are cut off at {low:.4g} and {high:.4g}"
     return Relation(
-        "clipped", words, residual, {"values": n, "low": low, "high": high}, n, "the largest values cut off"
+        "clipped", words, residual, {"values": n, "low": low, "high": high}, None, "the largest values cut off"
     )
 
 
@@ -152,7 +179,7 @@ def _scaled(pair: Pair, axis: int, what: str) -> Relation | None:
         return None
     moved = np.flatnonzero(np.abs(factors - 1) > _MOVED)
     of = factors[moved] if len(moved) else factors
-    span = f"{of.min():.4g}" if np.ptp(of) < 0.02 * np.abs(of).max() else f"{of.min():.4g} to {of.max():.4g}"
+    span = f"{of.min():.2g}" if np.ptp(of) < 0.03 * np.abs(of).max() else f"{of.min():.3g} to {of.max():.3g}"
     words = f"{len(moved)} of {len(factors)} {what}s times {span}"
     evidence = {f"{what}s": moved[:_MANY].tolist(), "n": len(moved), "factors": of[:_MANY].tolist()}
     part = _experts(moved, pair) if axis else None
@@ -160,7 +187,7 @@ def _scaled(pair: Pair, axis: int, what: str) -> Relation | None:
         words = f"expert{'s' if len(part) > 1 else ''} {', '.join(map(str, part))} times {span}"
         evidence["experts"] = part
     several = f"{what}s times factors of their own"
-    return Relation(f"scaled_{what}s", words, residual, evidence, (len(moved), span), several)
+    return Relation(f"scaled_{what}s", words, residual, evidence, len(moved), several)
 
 
 def _experts(rows: np.ndarray[tuple[int], np.dtype[np.int64]], pair: Pair) -> list[int] | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,11 @@ class Pair:
         return nmse(a, c)
 
     def explains(self, residual: float) -> bool:
-        return self.whole(residual) or self._excess(residual) <= 0.1 * self._excess(self._before()) > 0
+        return self.whole(residual) or self._excess(residual) <= 0.1 * self._excess(self.before) > 0
 
     def whole(self, residual: float) -> bool:
         """The explanation leaves no more than the type loses."""
-        before = self._excess(self._before())
+        before = self._excess(self.before)
         share = 0.5 if self.t.error > self.t.limit else 0.1  # below the limit all is within it, explained or not
         return residual <= self.limit and self._excess(residual) <= share * before > 0
 
@@ -77,8 +78,14 @@ class Pair:
     def limit(self) -> float:
         return self.t.limit if math.isfinite(self.t.limit) else 0.0
 
-    def _before(self) -> float:
-        return min(self.t.error, _UNRELATED) if not math.isnan(self.t.error) else _UNRELATED
+    @cached_property
+    def before(self) -> float:
+        """The tensor's NMSE, over its finite values where not all are; at most that of unrelated values."""
+        error = self.t.error
+        if not math.isfinite(error):
+            fine = np.isfinite(self.a)
+            error = nmse(self.a[fine], self.b[fine]) if fine.any() else _UNRELATED
+        return min(error, _UNRELATED)
 
     def _excess(self, error: float) -> float:
         return math.inf if math.isnan(error) else max(0.0, error - self.control)

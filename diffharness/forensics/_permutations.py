@@ -44,15 +44,19 @@ def rotary(pair: Pair, heads: Heads) -> Relation | None:
         if not pair.explains(residual):
             continue
         if order == "wrong_heads":
-            words = f"rows permuted for rotary pairs as if of {n} heads, not {own}"
+            words = f"rows permuted for rotary pairs as if of {n} heads, which is not its own number"
         else:
-            names = {"half_split": "half-split (Hugging Face's)", "interleaved": "interleaved pairs (ggml's NORM rope)"}
-            away = "left out or undone" if order == "half_split" else "applied once too often"
-            of = "" if n == own else f" of {n}, not {own}"
-            words = f"rows of each head{of} in {names[order]} order: the rotary permutation was {away}"
+            of = "" if n == own else f" as if of {n} heads"
+            words = f"{_ORDERS[order]}{of}"
         evidence = {"order": order, "heads": own, "heads_used": n}
-        return Relation("rotary_order", words, residual, evidence, (order, n, own))
+        return Relation("rotary_order", words, residual, evidence, (order, None if n == own else n))
     return None
+
+
+_ORDERS = {
+    "half_split": "rows of each head in half-split order (Hugging Face's): the rotary permutation is missing or undone",
+    "interleaved": "rows of each head in interleaved pairs (for ggml's NORM rope): one rotary permutation too many",
+}
 
 
 def _orders(n_rows: int, own: int, other: int) -> Iterator[tuple[str, int, IntArray]]:

@@ -1,8 +1,8 @@
 """Sets of layers that a handful of words describe, and which of them say best where something is.
 
 A description costs what it takes to say it, plus one for every tensor that it gets wrong (names a sound one, or leaves
-out a damaged one); listing a tensor by its name costs one. The cheapest account of all classes is taken, so that a
-pattern is only named where it says more than a list.
+out a damaged one; two for a period); listing a tensor by its name costs one. The cheapest account of all classes is
+taken, so that a pattern is only named where it says more than a list.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class Place:
     words: str
     cost: float
     evidence: tuple[tuple[str, Any], ...] = ()
+    weight: int = 1  # of one layer that it gets wrong; many periods are tried, and some would fit anything
 
     def errors(self, damaged: frozenset[int], present: frozenset[int]) -> int:
         """Layers that this place gets wrong, of those that have the tensor at all."""
-        return len(damaged ^ (self.layers & present))
+        return self.weight * len(damaged ^ (self.layers & present))
 
     def fits(self, damaged: frozenset[int], present: frozenset[int]) -> bool:
         here = self.layers & present
@@ -133,4 +134,4 @@ def _periods(layers: Collection[int], n_layer: int, present: frozenset[int]) -> 
                 else (f"every layer whose number mod {p} is one of {rest}")
             )
             evidence = (("period", p), ("residues", tuple(residues)))
-            yield Place("periodic", chosen, f"{words} ({ranges(chosen)})", 1.5 + 0.01 * p, evidence)
+            yield Place("periodic", chosen, f"{words} ({ranges(chosen)})", 1.0 + 0.4 * p, evidence, 2)

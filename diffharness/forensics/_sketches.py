@@ -52,7 +52,7 @@ class Sketches:
         if info.shape not in self._made:
             self._made[info.shape] = np.stack([sketch(self._checkpoint, self._checkpoint.tensors[n]) for n in names])
         sketches, own = self._made[info.shape], sketch(artifact, info)
-        if not np.isfinite(own).all():
+        if not np.isfinite(own).all() or (own == own[0]).all():
             return None
         errors = np.array([nmse(own, other) for other in sketches])
         best = int(errors.argmin())

@@ -63,6 +63,8 @@ def _row(
     members = sorted(members, key=lambda member: order.get(member[0].name, 0))
     tensors, relations = [t for t, _ in members], [relation for _, relation in members]
     middle = _middle(relations)
+    told = {relation.words for relation in relations}
+    alike = alike and (len(told) == 1 or isinstance(middle.key, float) or not middle.several)
     words = middle.words if alike or len(members) == 1 else middle.several or middle.words
     if kind in UNEXPLAINED:
         words += f" {_span([relation.evidence['sqnr_db'] for relation in relations])} dB"

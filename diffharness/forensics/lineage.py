@@ -18,6 +18,9 @@ from diffharness.forensics.drift import TensorError
 from diffharness.settings import Floors
 
 
+_LAYERS = 0.5  # share of the layers, where the types of the others would not show it
+
+
 def differs_everywhere(tensors: Sequence[TensorError], floors: Floors, *, logits_moved: bool = False) -> bool:
     """Whether nearly every matrix, and every layer, differs from the checkpoint alike, beyond what its type loses.
 
@@ -26,28 +29,35 @@ def differs_everywhere(tensors: Sequence[TensorError], floors: Floors, *, logits
     """
     matrices = [t for t in tensors if t.is_matrix and t.judged]
     vectors = [t for t in tensors if not t.is_matrix and t.judged]
-    moved = _moved(matrices, vectors, floors, logits_moved)
-    if not matrices or len(moved) < floors["artifact.lineage_share"] * len(matrices):
+    moved, telling = _moved(matrices, vectors, floors, logits_moved)
+    if not moved or len(moved) < floors["artifact.lineage_share"] * len(telling):
         return False
-    return _layers(matrices) <= _layers(moved)
+    return _layers(telling) <= _layers(moved) and len(_layers(moved)) >= _LAYERS * len(_layers(matrices))
 
 
 def _moved(
     matrices: Sequence[TensorError], vectors: Sequence[TensorError], floors: Floors, logits_moved: bool
-) -> list[TensorError]:
-    """Matrices that differ as one would expect of all if one did."""
-    alike = floors["artifact.lineage_alike"]
+) -> tuple[list[TensorError], Sequence[TensorError]]:
+    """Matrices that differ as one would expect of all if one did, and those in which that would show."""
+    alike, share = floors["artifact.lineage_alike"], floors["artifact.lineage_share"]
     damaged = [t for t in matrices if t.damaged]
     local = [t for t in damaged if t.layer is not None and t.is_local]
-    if local and len(damaged) < floors["artifact.lineage_share"] * len(matrices):
-        return []  # a few rows or blocks of a few tensors: nobody trains that
+    if local and len(damaged) < share * len(matrices):
+        return [], matrices  # a few rows or blocks of a few tensors: nobody trains that
     trained = [t for t in vectors if t.damaged]
     if trained and not damaged:
         lightly = all(t.error <= floors["artifact.lineage_vector"] for t in trained)
-        everywhere = len(trained) >= floors["artifact.lineage_share"] * len(vectors)
-        return [t for t in matrices if not t.exact] if lightly and (everywhere or logits_moved) else []
+        everywhere = len(_long(trained)) >= share * len(_long(vectors)) > 0
+        return [t for t in matrices if not t.exact] if lightly and (everywhere or logits_moved) else [], matrices
     usual = float(np.median([t.excess for t in damaged or matrices])) if matrices else 0.0
-    return [t for t in matrices if t.damaged or t.excess >= alike * usual > 0]
+    # In types whose levels importance weights blur, less than that blur does not show.
+    telling = [t for t in matrices if t.damaged or t.misplaced is None or t.misplaced_usual <= usual]
+    return [t for t in telling if t.damaged or t.excess >= alike * usual > 0], telling
+
+
+def _long(vectors: Sequence[TensorError]) -> list[TensorError]:
+    """Without single values: a little training need not move one."""
+    return [t for t in vectors if t.shape != (1,)]
 
 
 def _layers(tensors: Sequence[TensorError]) -> set[int]:

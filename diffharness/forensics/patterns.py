@@ -12,7 +12,7 @@ includes that are not damaged.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from diffharness.records.inspect import PatternRow
 BoolArray = NDArray[np.bool_]
 
 _SHOWN = 6  # names in a sentence; the row has them all
+_MOST_PARTS = 3  # rows of the answer for tensors with the same experts, heads or rows; beyond, they are told together
 _LISTED = 64  # numbers of rows in the evidence
 _MOSTLY = 0.75  # share of a shard's tensors, or of a head's rows, that is damaged where the whole is said to be
 _SHARD_COST = 1.05  # as the costs in `_places`
@@ -167,13 +168,36 @@ def _within(
         if part is not None:
             groups[part].append(t)
     rows = []
-    for (kind, numbers), members in sorted(groups.items(), key=lambda item: -len(item[1])):
-        what = f"{kind} {numbers[0]}" if len(numbers) == 1 else f"{kind}s {ranges(numbers)}"
-        _, places = _by_place(members, every, kinds, len(members))
-        where = "; ".join(row.message for row in places) if len(members) > 1 else members[0].name
-        evidence = {f"{kind}s": list(numbers)[:_LISTED]} | _evidence(members, len(damaged), 0)
-        rows.append(_row(kind, f"only {what} of {where}", members, evidence))
+    for kind in ("expert", "head", "row"):
+        by_numbers = {numbers: members for (k, numbers), members in groups.items() if k == kind}
+        if len(by_numbers) > _MOST_PARTS:
+            rows.append(_different_parts(kind, by_numbers, every, kinds, len(damaged)))
+            continue
+        for numbers, members in sorted(by_numbers.items(), key=lambda item: -len(item[1])):
+            what = f"{kind} {numbers[0]}" if len(numbers) == 1 else f"{kind}s {_numbers(numbers)}"
+            evidence = {f"{kind}s": list(numbers)[:_LISTED]} | _evidence(members, len(damaged), 0)
+            rows.append(_row(kind, f"only {what} of {where(members, every, kinds)}", members, evidence))
     return rows
+
+
+def _different_parts(
+    kind: str,
+    by_numbers: Mapping[tuple[int, ...], Sequence[TensorError]],
+    every: Sequence[TensorError],
+    kinds: Sequence[str],
+    n_damaged: int,
+) -> PatternRow:
+    members = [t for tensors in by_numbers.values() for t in tensors]
+    counts = sorted({len(numbers) for numbers in by_numbers})
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    by_tensor = {t.name: list(numbers)[:_LISTED] for numbers, tensors in by_numbers.items() for t in tensors}
+    evidence = {f"{kind}s": dict(list(by_tensor.items())[:_LISTED])} | _evidence(members, n_damaged, 0)
+    text = f"only {n} {kind}{'' if n == '1' else 's'} of each, not the same ones, of {where(members, every, kinds)}"
+    return _row(kind, text, members, evidence)
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    return ranges(numbers[:_SHOWN]) + (f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else "")
 
 
 def _part(t: TensorError, hyper: Heads | None) -> tuple[str, tuple[int, ...]] | None:

@@ -5,14 +5,14 @@ the least. A relation is named only if it explains: what it leaves must be near 
 (`_pair` has the numbers). What no relation explains is called noise at its SQNR, or values unrelated to the
 checkpoint's. Two tensors of one shape are in memory at a time, and what a relation predicts of them.
 
-Large tensors are looked at through some of their rows first: where these hold the checkpoint's rows and noise on
-them, nothing else is tried.
+Large matrices are looked at through some of their rows first: where these hold the checkpoint's rows and noise on
+them, nothing else is tried. Nor is it where three of a class were searched in vain.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,10 +25,12 @@ from diffharness.forensics._elementwise import (
     clipped,
     constant,
     float16_range,
+    non_finite,
     offset,
     scale,
     scaled_columns,
     scaled_rows,
+    small_zeroed,
 )
 from diffharness.forensics._pair import Pair, Relation, Search, nmse
 from diffharness.forensics._permutations import (
@@ -47,11 +49,14 @@ from diffharness.forensics.drift import TensorError
 from diffharness.forensics.heads import Heads
 from diffharness.records.inspect import PatternRow
 from diffharness.taps import split
+from diffharness.weights.dequant import BLOCKS
 from diffharness.weights.source import Float32Array, WeightSource
 
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 _LARGE = 1 << 20  # elements from which on a sample is looked at first
 _SAMPLE_ROWS = 64
+_CLEARLY = 0.5  # cosine of rows with noise on them to the checkpoint's
+_IN_VAIN = 3  # large tensors of a class that are looked at in full without an explanation
 _NEAR = 1.25  # times the control's error: what is left is what the type loses, and no other relation is tried
 _EXACT = 1e-12  # NMSE of float32 rounding
 _BETTER = 0.8  # of what a simpler relation leaves, from which on the less simple is meant
@@ -74,6 +79,7 @@ def find_relations(
     rows = tell_sources(origins, [t.name for t in tensors])
     found: list[tuple[TensorError, Relation]] = []
     single: list[tuple[TensorError, float, float]] = []
+    vain: Counter[str] = Counter()  # large tensors of a class that were looked at in full and not explained
     for t in rest:
         a_name, b_name = _stored(t.name, artifact), _stored(t.name, checkpoint)
         a_info, b_info = artifact.tensors[a_name], checkpoint.tensors[b_name]
@@ -82,7 +88,11 @@ def find_relations(
         elif a_info.n_elements == 1:
             single.append((t, float(artifact.read(a_name).item()), float(checkpoint.read(b_name).item())))
         else:
-            found.append((t, _relation(t, a_name, b_name, artifact, checkpoint, heads)))
+            relation = _by_sample(t, a_name, b_name, artifact, checkpoint, given_up=vain[t.klass] >= _IN_VAIN)
+            if relation is None:
+                relation = _relation(t, a_name, b_name, artifact, checkpoint, heads)
+                vain[t.klass] += relation.kind in UNEXPLAINED
+            found.append((t, relation))
     rows += merged([*found, *scalars(single)], tensors, kinds)
     return sorted(rows, key=lambda row: (row.kind in UNEXPLAINED, -len(row.tensors)))
 
@@ -122,7 +132,9 @@ def _origins(
 def _origin(t: TensorError, a: Float32Array, source: str, checkpoint: WeightSource) -> Origin | None:
     pair = Pair(t, a, checkpoint.read(source))
     residual = pair.left(pair.b)
-    return Origin(t.name, source, residual) if pair.explains(residual) else None
+    # Norms are all near one value, and so near each other: of vectors only the very values count.
+    found = pair.explains(residual) if a.ndim > 1 else pair.whole(residual)
+    return Origin(t.name, source, residual) if found else None
 
 
 def _follows(
@@ -148,14 +160,10 @@ def _follows(
 def _relation(
     t: TensorError, a_name: str, b_name: str, artifact: WeightSource, checkpoint: WeightSource, heads: Heads
 ) -> Relation:
-    if artifact.tensors[a_name].n_elements > _LARGE and len(t.shape) == 2 and not t.non_finite:
-        sampled = _noise_by_sample(t, a_name, b_name, artifact, checkpoint)
-        if sampled is not None:
-            return sampled
     pair = Pair(t, artifact.read(a_name), checkpoint.read(b_name))
     raw: Callable[[str], Bytes] | None = getattr(artifact, "raw", None)
     best: Relation | None = None
-    for search in _searches(heads, partial(raw, a_name) if raw is not None else None):
+    for search in _searches(heads, BLOCKS[t.type][0] == t.shape[-1], partial(raw, a_name) if raw is not None else None):
         found = search(pair)
         if found is None:
             continue
@@ -163,19 +171,33 @@ def _relation(
             best = found
         if best.residual <= _NEAR * pair.control + _EXACT:
             return best
-    return best if best is not None else unexplained(pair)
+    return best or _isolated_rows(pair) or unexplained(pair)
 
 
-def _searches(heads: Heads, raw: Callable[[], Bytes] | None) -> Iterator[Search]:
+def _searches(heads: Heads, row_is_block: bool, raw: Callable[[], Bytes] | None) -> Iterator[Search]:
     """From the simplest: of two that explain a tensor, the first is meant."""
-    yield from (constant, float16_range, offset, scale, affine, clipped)
+    yield from (constant, float16_range, offset, scale, affine, clipped, small_zeroed, non_finite)
     yield partial(rotary, heads=heads)
     yield from (transposed, permuted_experts)
     yield partial(permuted_rows, heads=heads)
-    yield from (scaled_rows, some_blocks, scaled_columns)
+    # Where a row is one block of the type, its scale is the block's.
+    yield from (some_blocks, scaled_rows) if row_is_block else (scaled_rows, some_blocks)
+    yield scaled_columns
     yield partial(permuted_columns, heads=heads)
     if raw is not None:
         yield partial(displaced, raw=raw)
+
+
+def _isolated_rows(pair: Pair) -> Relation | None:
+    """Some rows beyond the control, in a tensor that is within its limit."""
+    t, n = pair.t, pair.a.size // pair.a.shape[-1]
+    if t.non_finite or not t.error <= t.limit or not 0 < t.far_rows <= n // 4:
+        return None
+    rows = [] if t.far is None else np.flatnonzero(t.far)[:_SAMPLE_ROWS].tolist()
+    words = f"{t.far_rows} of {n} rows hold something else; the rest is sound"
+    evidence = {"rows": rows, "n": t.far_rows}
+    several = "isolated rows hold something else; the rest is sound"
+    return Relation("isolated_rows", words, t.error, evidence, several=several)
 
 
 def _misshapen(t: TensorError, a: Float32Array, b: Float32Array) -> Relation:
@@ -187,10 +209,15 @@ def _misshapen(t: TensorError, a: Float32Array, b: Float32Array) -> Relation:
     return Relation("shape", words, math.inf, evidence, (a.shape, b.shape))
 
 
-def _noise_by_sample(
-    t: TensorError, a_name: str, b_name: str, artifact: WeightSource, checkpoint: WeightSource
+def _by_sample(
+    t: TensorError, a_name: str, b_name: str, artifact: WeightSource, checkpoint: WeightSource, *, given_up: bool
 ) -> Relation | None:
-    """Noise, if some rows show the checkpoint's rows, damaged like the whole tensor, and nothing simpler than noise."""
+    """Noise in a large matrix, if some rows show the checkpoint's, damaged like the whole and by nothing simpler.
+
+    `given_up`: tensors of its class were looked at in full in vain, so that any sample like the whole will do.
+    """
+    if math.prod(t.shape) <= _LARGE or len(t.shape) != 2 or t.non_finite:
+        return None
     rows = np.unique(np.linspace(0, t.shape[0] - 1, _SAMPLE_ROWS).astype(np.int64))
     a, b = artifact.take(a_name, rows), checkpoint.take(b_name, rows)
     error = nmse(a, b)
@@ -200,4 +227,5 @@ def _noise_by_sample(
     if any(search(pair) for search in (offset, scale, affine, clipped, scaled_rows, scaled_columns, some_blocks)):
         return None
     found = unexplained(pair)
-    return found if found.kind == "noise" and found.evidence["cos"] > 0.5 else None
+    found.evidence["rows_sampled"] = len(rows)
+    return found if given_up or (found.kind == "noise" and found.evidence["cos"] > _CLEARLY) else None

@@ -13,6 +13,7 @@ from diffharness.forensics.groups import Group
 from diffharness.forensics.restore import Lineage, Outcome, Rung
 from diffharness.records import Finding, MetadataRow, Verdict, VerdictKind
 from diffharness.records.restore import SearchResult, Side
+from diffharness.settings import Floors
 from diffharness.verdict import PRIORITY
 
 _SHOWN = 4  # groups in a sentence
@@ -35,7 +36,7 @@ class Evidence:
     control: Outcome | None
     too_short: bool  # to tell a change from noise
     lost_more: bool  # than the control, by KL
-    everywhere: bool = False
+    spread: bool = False
     lineage: Lineage | None = None
     ladders: Mapping[Side, Sequence[Rung]] = field(default_factory=dict)
     search: SearchResult | None = None
@@ -51,9 +52,11 @@ class Evidence:
         return self.lost_more or bool(self.damaged or self.drift.missing)
 
 
-def conclude(evidence: Evidence, model: str, checkpoint: str) -> tuple[Verdict, list[Finding]]:
+def conclude(
+    evidence: Evidence, floors: Floors, model: str, checkpoint: str
+) -> tuple[Verdict, list[Finding]]:
     """The verdict, and all findings. `model` and `checkpoint` go into suggested commands."""
-    findings = [*_of_file(evidence), *_of_metadata(evidence), *_of_weights(evidence)]
+    findings = [*_of_file(evidence), *_of_metadata(evidence), *_of_weights(evidence, floors)]
     guilty: list[VerdictKind] = [kind for kind in PRIORITY if any(finding.kind == kind for finding in findings)]
     findings += _effects(evidence)
     findings += information(evidence.drift, evidence.metadata)
@@ -95,11 +98,11 @@ def _of_metadata(evidence: Evidence) -> list[Finding]:
     return [metadata_finding(used, ppl)] if used else []
 
 
-def _of_weights(evidence: Evidence) -> list[Finding]:
+def _of_weights(evidence: Evidence, floors: Floors) -> list[Finding]:
     if not evidence.is_suspect:
         return []
     if evidence.lineage is not None and evidence.lineage.mark is not None:
-        return [_other_model(evidence, evidence.lineage)]
+        return [_other_model(evidence, evidence.lineage, floors)]
     used = any(row.used for row in evidence.metadata)
     if not evidence.damaged and not evidence.drift.missing:
         if used or any(t.note for t in evidence.drift.tensors) or any(t.non_finite for t in evidence.drift.tensors):
@@ -121,13 +124,15 @@ def _of_weights(evidence: Evidence) -> list[Finding]:
     return [Finding(kind="artifact.weights", leg="artifact", message=message, evidence=evidence_fields)]
 
 
-def _other_model(evidence: Evidence, lineage: Lineage) -> Finding:
+def _other_model(evidence: Evidence, lineage: Lineage, floors: Floors) -> Finding:
     mark = _MARKS[lineage.mark or "misfit"]
     ratio = f" (additivity of KL {lineage.additivity:.2f})" if lineage.additivity is not None else ""
+    is_sound = evidence.artifact.ppl <= floors["artifact.lineage_ppl"] * evidence.checkpoint.ppl
+    what = "a sound model, but not" if is_sound else "a model that was trained otherwise, not"
     return Finding(
         kind="artifact.lineage",
         leg="artifact",
-        message=f"a sound model, but not made from this checkpoint: {mark}{ratio}; {_scores(evidence)}",
+        message=f"{what} made from this checkpoint: {mark}{ratio}; {_scores(evidence)}",
         evidence={"mark": lineage.mark, "additivity": lineage.additivity},
         next_step="give the checkpoint that it was made from with --checkpoint",
     )

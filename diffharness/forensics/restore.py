@@ -21,7 +21,9 @@ from typing import Literal
 
 import numpy as np
 
-from diffharness.forensics.groups import Group
+from diffharness.forensics.drift import Drift
+from diffharness.forensics.groups import Group, family
+from diffharness.forensics.lineage import differs_everywhere
 from diffharness.metrics import Float64Array, IntArray, mean_nll, perplexity
 from diffharness.paired import paired
 from diffharness.records.grade import Paired
@@ -31,6 +33,7 @@ Told = Literal["better", "worse", "same"]
 Mark = Literal["misfit", "coherent"]
 
 _FEWEST_PARTS = 3  # moved parts that a mark of lineage needs
+_MOST = 2 / 3  # of them; what hardly differs (norms) may be lost in the noise
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,28 @@ def ladder(
     return sorted(rungs, key=lambda rung: rung.outcome.nll_mean)
 
 
+def is_spread(drift: Drift, floors: Floors, *, logits_moved: bool) -> bool:
+    """Whether the tensors differ from the checkpoint's all over, as those of another model do, beyond what types lose.
+
+    So they do where `forensics.lineage` finds them different everywhere alike, or where matrices of every layer, of
+    several classes, or nearly all vectors are. Not where each was multiplied with a constant: nobody trains that.
+    """
+    matrices = [t for t in drift.tensors if t.is_matrix and t.judged]
+    vectors = [t for t in drift.tensors if not t.is_matrix and t.judged]
+    damaged = [t for t in matrices if t.damaged]
+    rescaled = [t for t in damaged if 1 - t.cos**2 <= 0.5 * t.error]  # most of it
+    if damaged and 2 * len(rescaled) >= len(damaged):
+        return False
+    if differs_everywhere(drift.tensors, floors, logits_moved=logits_moved):
+        return True
+    beyond = [*damaged, *(t for t in vectors if t.damaged)]
+    if len({family(t.name) for t in beyond}) < _FEWEST_PARTS:
+        return False
+    in_every_layer = {t.layer for t in damaged} >= {t.layer for t in matrices if t.layer is not None}
+    nearly_all = len(beyond) - len(damaged) >= floors["artifact.lineage_share"] * len(vectors) > 0
+    return in_every_layer or nearly_all
+
+
 def told(change: Paired, floors: Floors) -> Told:
     """Better or worse, where the change is beyond `restore.told` times the limit of a single comparison."""
     if not np.isfinite(change.mean):
@@ -141,22 +166,22 @@ def is_other_lineage(
     artifact: Outcome,
     floors: Floors,
     *,
-    everywhere: bool,
+    spread: bool,
     control: Outcome | None = None,
     small: float | None = None,
 ) -> Lineage:
     """Whether the artifact is another model, rather than this one damaged.
 
-    `restored` and `harms` are ladders over the same disjoint groups, from artifact and from checkpoint. `everywhere`:
-    the tensors differ from the checkpoint's everywhere alike (`forensics.lineage`), without which nothing is another
-    model. `small` is `additivity` of the same differences made small, for an artifact whose own are too large to add
-    up; without it the artifact's own is taken.
+    `restored` and `harms` are ladders over the same disjoint groups, from artifact and from checkpoint. `spread`: the
+    tensors differ from the checkpoint's all over (`is_spread`), without which nothing is another model. `small` is
+    `additivity` of the same differences made small, for an artifact whose own are too large to add up; without it the
+    artifact's own is taken.
     """
     ratio = additivity(harms, artifact, control)
-    if not everywhere:
+    if not spread:
         return Lineage(None, ratio)
     fits_badly = ratio is None or ratio >= floors["restore.misfit"]
-    if fits_badly and _worse_throughout(restored, floors) and _worse_throughout(harms, floors):
+    if fits_badly and _worse_throughout(restored) and _worse_throughout(harms):
         return Lineage("misfit", ratio)
     known = ratio if small is None else small
     n_moved = sum(rung.moved for rung in harms)
@@ -165,10 +190,10 @@ def is_other_lineage(
     return Lineage(None, known)
 
 
-def _worse_throughout(rungs: Sequence[Rung], floors: Floors) -> bool:
-    """Nearly every part that moved anything made it worse, and none made it better."""
+def _worse_throughout(rungs: Sequence[Rung]) -> bool:
+    """Most parts that moved anything made it worse, and none made it better."""
     moved = [rung for rung in rungs if rung.moved]
     worse = [rung for rung in moved if rung.told == "worse"]
     if len(moved) < _FEWEST_PARTS or any(rung.told == "better" for rung in moved):
         return False
-    return len(worse) >= floors["artifact.lineage_share"] * len(moved)
+    return len(worse) >= _MOST * len(moved)

@@ -13,9 +13,10 @@ from diffharness.legs import artifact as artifact_leg
 from diffharness.legs.artifact import ArtifactInputs, ArtifactOutcome
 from diffharness.metrics import compare_logits, nll_per_position, perplexity
 from diffharness.pipeline import reference_runs
+from diffharness.pipeline.attention import Watching, judged
 from diffharness.pipeline.inputs import Inputs
 from diffharness.pipeline.inspecting import patterns_of
-from diffharness.pipeline.reference_runs import Logits, Precision
+from diffharness.pipeline.reference_runs import Logits, Precision, shape_of
 from diffharness.pipeline.work import Work
 from diffharness.records import MetadataRow
 from diffharness.reference import archs
@@ -42,16 +43,20 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
     fixture, artifact = work.inputs.fixture, work.inputs.artifact
     say, step = work.request.say, work.timings.step
     rows = fixture.scored_positions()
+    shape = shape_of(archs.build(artifact.metadata), fixture, work.request.engine.n_ubatch)
+    watched = {name: Watching(shape) for name in ("checkpoint", "artifact", "control")}
     with Quantizer(work.request.engine) as quantizer:
         control = Control(checkpoint, artifact, quantizer.quantize)
         with step("reference: checkpoint"):
             say("reference on the checkpoint")
             path = work.folder / "reference-checkpoint.safetensors"
-            capture = reference_runs.captured(checkpoint, fixture, precision, path)
+            capture = reference_runs.captured(checkpoint, fixture, precision, path, on_attention=watched["checkpoint"])
         theirs = capture.read("logits")
         with step("reference: artifact"):
             say("reference on the artifact, on the checkpoint's layer inputs")
-            ours, taps = reference_runs.against_capture(artifact, capture, fixture, precision)
+            ours, taps = reference_runs.against_capture(
+                artifact, capture, fixture, precision, on_attention=watched["artifact"]
+            )
         logits: dict[str, Logits] = {"checkpoint": theirs}
         if artifact_logits is None:
             logits["artifact"] = ours
@@ -59,7 +64,9 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
         with step("reference: control"):
             say("reference on the control: the checkpoint quantized afresh to the artifact's types")
             try:
-                logits["control"], control_taps = reference_runs.against_capture(control, capture, fixture, precision)
+                logits["control"], control_taps = reference_runs.against_capture(
+                    control, capture, fixture, precision, on_attention=watched["control"]
+                )
                 control_logits = compare_logits(theirs, logits["control"], rows)
             except EngineError as error:  # a type that it does not make, or a build that dies
                 say(f"no control: {error.message}")
@@ -70,13 +77,11 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
         metadata = differences(artifact.metadata, checkpoint.metadata, artifact.arch, n_tokens=longest)
         with step("repaired metadata"):
             _repair(metadata, artifact, work.inputs, precision)
-    model = archs.build(artifact.metadata)
-    kinds = [model.layer_kind(il) for il in range(model.n_layer)]
     with step("patterns"):
         damaged = [t for t in drift.tensors if t.damaged and not t.non_finite]
-        places, relations = patterns_of(artifact, artifact, checkpoint, damaged, drift.tensors, kinds)
+        places, relations = patterns_of(artifact, artifact, checkpoint, damaged, drift.tensors, shape.kinds)
     inputs = ArtifactInputs(
-        kinds=kinds,
+        kinds=shape.kinds,
         metadata=metadata,
         drift=drift,
         places=places,
@@ -87,7 +92,10 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
         control_taps=control_taps,
         perplexity={name: _perplexity(of, work.inputs) for name, of in {**logits, "artifact": ours}.items()},
     )
-    return ArtifactSide(artifact_leg.judge(inputs, work.floors), logits)
+    outcome = artifact_leg.judge(inputs, work.floors)
+    beside = watched["control"] if control_taps is not None else None
+    outcome.findings.extend(judged(watched["checkpoint"], watched["artifact"], beside, shape, work.floors).findings)
+    return ArtifactSide(outcome, logits)
 
 
 def _repair(rows: list[MetadataRow], artifact: WeightSource, inputs: Inputs, precision: Precision) -> None:

@@ -52,7 +52,7 @@ class SearchResult(Part):
 class LineageMarks(Part):
     """What speaks for and against another model."""
 
-    everywhere: bool = Field(description="the tensors differ from the checkpoint's everywhere alike")
+    spread: bool = Field(description="the tensors differ from the checkpoint's all over")
     mark: Literal["misfit", "coherent"] | None = None
     additivity: Number | None = Field(
         default=None, description="sum of the groups' mean KL, each alone in the checkpoint, over that of all together"

@@ -52,18 +52,18 @@ class Document:
 
 
 def print_document(document: Document, console: Console) -> None:
-    """Print it; `console` decides on width and colours."""
-    console.print(_body(document))
-    for label, command in document.commands:
-        console.print()
-        console.print(Text.assemble((f"{label}: ", "bold"), clean(command, COMMAND)), soft_wrap=True)
+    """Print it; `console` decides on width and colours. What goes into a file or pipe has no spaces at line ends."""
+    if console.is_terminal:
+        _render(document, console)
+    else:
+        console.out(to_text(document, width=console.width), end="", highlight=False)
 
 
 def to_text(document: Document, *, width: int = 100) -> str:
     """The document as plain text, without colours."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
-        print_document(document, console)
+        _render(document, console)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
@@ -88,6 +88,13 @@ def to_markdown(document: Document) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _render(document: Document, console: Console) -> None:
+    console.print(_body(document))
+    for label, command in document.commands:
+        console.print()
+        console.print(Text.assemble((f"{label}: ", "bold"), clean(command, COMMAND)), soft_wrap=True)
+
+
 def _body(document: Document) -> RenderableType:
     parts: list[RenderableType] = []
     if document.outcome:
@@ -104,8 +111,17 @@ def _body(document: Document) -> RenderableType:
             parts.append(_pairs(section.pairs))
         for i, table in enumerate(section.tables):
             parts += ([Text()] if i or section.pairs else []) + [_table(table, section.words)]
-        parts += [Padding(Text(f"- {clean(remark, _LONGEST)}"), (0, 0, 0, 1)) for remark in section.remarks]
+        parts += [Padding(_hanging(clean(remark, _LONGEST)), (0, 0, 0, 1)) for remark in section.remarks]
     return Group(*parts)
+
+
+def _hanging(remark: str) -> RichTable:
+    """A dash, and the remark beside it however many lines it takes."""
+    grid = RichTable.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text("-"), Text(remark))
+    return grid
 
 
 def _pairs(rows: Sequence[tuple[str, str]]) -> RichTable:

@@ -141,22 +141,25 @@ def _control(record: GradeRecord) -> list[Section]:
 
 
 def _curves(record: GradeRecord) -> list[Section]:
-    curves: list[tuple[str, Sequence[PositionBucket]]] = []
+    """KL of artifact, llama.cpp and control; NLL without the controls, which say nothing new there."""
+    kl: list[tuple[str, Sequence[PositionBucket]]] = []
+    nll: list[tuple[str, Sequence[PositionBucket]]] = []
     for row in record.rows:
-        curves.append((row.label, row.positions))
+        own = [(row.label, row.positions)]
         if row.engine is not None:
-            curves.append((f"{row.label}, {LLAMA}", row.engine.positions))
+            own.append((f"{row.label}, {LLAMA}", row.engine.positions))
+        nll += [(label, curve) for label, curve in own if curve]
         if row.control is not None:
-            curves.append((f"{row.label}, control", row.control.positions))
-    curves = [(label, curve) for label, curve in curves if curve]
-    if not curves:
+            own.append((f"{row.label}, control", row.control.positions))
+        kl += [(label, curve) for label, curve in own if curve]
+    if not nll:
         return []
-    spans = [(bucket.start, bucket.stop) for bucket in curves[0][1]]
+    spans = [(bucket.start, bucket.stop) for bucket in nll[0][1]]
     tables = []
     if record.base is not None:
-        tables.append(_curve("Mean KL by position in the chunk", spans, curves, lambda b: scientific(b.kl)))
-        curves = [(record.base.label, record.base.positions), *curves]
-    tables.append(_curve("Mean NLL by position in the chunk, in nats", spans, curves, lambda b: decimals(b.nll)))
+        tables.append(_curve("Mean KL by position in the chunk", spans, kl, lambda b: scientific(b.kl)))
+        nll = [(record.base.label, record.base.positions), *nll]
+    tables.append(_curve("Mean NLL by position in the chunk, in nats", spans, nll, lambda b: decimals(b.nll)))
     reached = [f"{name} is {at}" for name, at in record.landmarks.items()]
     beyond = [f"{name} is {at}, and no chunk is longer" for name, at in record.unreached.items()]
     return [Section(tables=tables, remarks=reached + beyond)]

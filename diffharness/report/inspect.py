@@ -134,10 +134,11 @@ def worst(tensors: Sequence[TensorMeasures]) -> list[TensorMeasures]:
     return shown[:_WORST]
 
 
-def _badness(t: TensorMeasures) -> float:
-    if t.nan or t.inf or (t.artifact is None and t.drifted):
-        return math.inf
-    return t.ratio if t.ratio is not None else -1.0
+def _badness(t: TensorMeasures) -> tuple[float, float]:
+    """By how much a tensor is beyond its control, between equals the larger error."""
+    if t.nan or t.inf or t.artifact is None:
+        return (math.inf if t.drifted else -1.0), 0.0
+    return (-1.0 if t.ratio is None else round(t.ratio, 2)), t.artifact.error
 
 
 def _errors(t: TensorMeasures) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def _search(found: SearchResult, scores: dict[str, MixtureScore]) -> Section:
 
 def _smallest(found: SearchResult) -> str:
     if not found.minimal:
-        return "not known: the budget ended before every group had been left out once"
+        return "not known: the budget ended while groups were still being left out"
     if not found.finest:
         return "none of the groups can be left out; the budget ended before they were cut into fewer layers"
     return "none of the groups can be left out, nor cut into fewer layers"

@@ -54,7 +54,14 @@ def commands(record: RunRecord) -> list[Text]:
 
 
 def print_record(record: RunRecord, console: Console) -> None:
-    """Print the report; `console` decides on width and colours."""
+    """Print the report; `console` decides on width and colours. A file or pipe gets no spaces at line ends."""
+    if console.is_terminal:
+        _render(record, console)
+    else:
+        console.out(to_text(record, width=console.width), end="", highlight=False)
+
+
+def _render(record: RunRecord, console: Console) -> None:
     console.print(report(record))
     for command in commands(record):
         console.print()
@@ -65,7 +72,7 @@ def to_text(record: RunRecord, *, width: int = 100) -> str:
     """The report as plain text, without colours."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
-        print_record(record, console)
+        _render(record, console)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 

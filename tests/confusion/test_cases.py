@@ -15,7 +15,10 @@ from diffharness.damage.faults import find
 from diffharness.weights.dequant import BLOCKS
 
 BAND = 2.0
-AGREE, WEIGHTS = Said(("agree",)), Said(("artifact.weights",), frozenset({"a", "b"}), frozenset({"scale"}), 9.0)
+AGREE, WEIGHTS = (
+    Said(("agree",)),
+    Said(("artifact.weights",), frozenset({"a", "b"}), frozenset({"scale"}), {"a": 9.0, "b": 3.0}),
+)
 CLEAN = Case(Base(EMBEDDED, "Q8_0"), "clean")
 DAMAGED = Case(Base(EMBEDDED, "Q8_0"), "weights", ("scale:2",), patterns=frozenset({"scale"}))
 LINEAGE = Case(Base("tiny-gemma4-tuned-6", "Q8_0"), "lineage")
@@ -60,10 +63,14 @@ def judged(case: Case, inspect: Said, run: Said | None = None, ppl: float | None
             judged(DAMAGED, replace(WEIGHTS, tensors=frozenset({"a", "b", "c"}))),
             ["inspect accuses 1 untouched tensors: c"],
         ),
-        (judged(DAMAGED, replace(WEIGHTS, tensors=frozenset({"a"}))), ["inspect names 1 of 2 damaged tensors"]),
+        (
+            judged(DAMAGED, replace(WEIGHTS, tensors=frozenset({"a"}))),
+            ["inspect leaves out 1 of 2 tensors beyond the band: b"],
+        ),
+        (judged(DAMAGED, replace(WEIGHTS, tensors=frozenset({"a"}), ratios={"a": 9.0, "b": 1.5})), []),
         (judged(DAMAGED, WEIGHTS, AGREE), ["run says agree, not artifact.weights"]),
-        (judged(DAMAGED, replace(AGREE, ratio=2.1)), ["inspect says agree, not artifact.weights"]),
-        (judged(DAMAGED, replace(AGREE, ratio=1.1), ppl=1.02), ["inspect says agree, not artifact.weights"]),
+        (judged(DAMAGED, replace(AGREE, ratios={"a": 2.1})), ["inspect says agree, not artifact.weights"]),
+        (judged(DAMAGED, replace(AGREE, ratios={"a": 1.1}), ppl=1.02), ["inspect says agree, not artifact.weights"]),
         (judged(LINEAGE, Said(("inconclusive",)), Said(("artifact.lineage",))), []),
         (judged(LINEAGE, WEIGHTS, Said(("artifact.lineage",))), ["inspect says artifact.weights"]),
         (judged(LINEAGE, AGREE, AGREE), ["run says agree, not artifact.lineage"]),
@@ -74,9 +81,9 @@ def test_what_is_a_mistake(item: Judged, expected: list[str]) -> None:
 
 
 def test_below_the_band_is_told_and_no_mistake() -> None:
-    faults, excused = faults_of(judged(DAMAGED, replace(AGREE, ratio=1.1), ppl=1.004), BAND)
+    faults, excused = faults_of(judged(DAMAGED, replace(AGREE, ratios={"a": 1.1}), ppl=1.004), BAND)
     assert not faults and excused == "error 1.10 times the control's, perplexity +0.40%"
-    faults, excused = faults_of(judged(DAMAGED, replace(AGREE, ratio=1.1), AGREE), BAND)
+    faults, excused = faults_of(judged(DAMAGED, replace(AGREE, ratios={"a": 1.1}), AGREE), BAND)
     assert not faults and excused is not None and "random weights" in excused
 
 

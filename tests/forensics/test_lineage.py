@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from diffharness.forensics.drift import TensorError
@@ -89,3 +91,45 @@ def test_a_corrupt_block_is_no_training() -> None:
 def test_nothing_is_no_other_model() -> None:
     assert not everywhere([])
     assert not everywhere([tensor("blk.0.attn_norm.weight", 1e-4, vector=True)])
+
+
+def placed(misplaced, *, accepted: float = 0.002 * LOSS) -> list[TensorError]:
+    """Matrices with errors that importance weights doubled, `misplaced(layer, class)` of it beside the levels."""
+    tensors = []
+    for t in model(lambda il, klass: LOSS):
+        beyond = misplaced(t.layer, t.klass.removesuffix(".weight")) if t.is_matrix else None
+        if beyond is not None:
+            t = replace(
+                t,
+                misplaced=beyond,
+                misplaced_usual=accepted,
+                why=("levels",) if beyond > max(0.1 * LOSS, 2 * accepted) else (),
+            )
+        tensors.append(t)
+    return tensors
+
+
+def test_the_error_beside_the_levels_tells_training_from_importance() -> None:
+    assert everywhere(placed(lambda il, klass: 0.2 * LOSS * (1 + (il or 0) % 2)))
+    assert everywhere(placed(lambda il, klass: 0.3 * LOSS if klass == "ffn_down" else 0.05 * LOSS))
+    assert not everywhere(placed(lambda il, klass: 0.0)), "twice the control's error, and nothing beside the levels"
+    assert not everywhere(placed(lambda il, klass: 3 * LOSS if (il, klass) == (3, "ffn_up") else 0.0))
+    some = lambda il, klass: 3 * LOSS if (il, klass) == (3, "ffn_up") else 0.4 * LOSS  # noqa: E731
+    assert not everywhere(placed(some, accepted=0.5 * LOSS)), "Q4_0 leaves a part of it whatever the weights are"
+
+
+def test_types_in_which_training_does_not_show_do_not_count_against_it() -> None:
+    """Half of the matrices in Q5_0, whose levels importance weights blur by more than the training moved them."""
+    tensors = placed(lambda il, klass: 0.3 * LOSS)
+    blurred = [
+        replace(t, misplaced_usual=1.2 * LOSS, why=()) if t.klass in ("attn_q.weight", "attn_k.weight") else t
+        for t in tensors
+    ]
+    assert everywhere(blurred)
+    one = [t if t.name == "blk.3.ffn_up.weight" else replace(t, misplaced=0.0, why=()) for t in tensors]
+    assert not everywhere([t if t.is_matrix else tensor(t.name, 0.0, vector=True) for t in one])
+
+
+def test_scalars_that_training_left_alone() -> None:
+    scalars = [replace(tensor(f"blk.{il}.layer_output_scale.weight", 0.0, vector=True), shape=(1,)) for il in range(6)]
+    assert everywhere(model(lambda il, klass: 1e-5, norms=lambda il: 1e-6) + scalars)

@@ -10,12 +10,12 @@ from statistics import median
 from typing import Literal
 
 from diffharness.records.grade import GradeRow, KlStatistics
-from diffharness.records.inspect import InspectRecord, TensorMeasures
+from diffharness.records.inspect import InspectRecord, Measures, TensorMeasures
 from diffharness.records.run import TokensLeg
 from diffharness.taps import split
 
 FEWEST_LAYERS = 3  # that make a median
-LEAST_ERROR = 1e-3  # relative; a median below it counts as it, as of tensors that are kept exactly
+LEAST_ERROR = 1e-3  # relative; an error below it counts as if it were this, as of tensors that are kept exactly
 LEAST_KL = 1e-6  # nats; a control that loses less counts as if it lost this
 
 Need = Literal["tensors", "forward", "tokens"]
@@ -126,13 +126,31 @@ def _uniform(found: InspectRecord) -> Sequence[Reading] | NotRun:
 
 
 def _against_median(group: Sequence[TensorMeasures]) -> list[Reading]:
-    errors = [math.inf if t.artifact is None else t.artifact.error for t in group]
-    usual = max(median(errors), LEAST_ERROR)
-    ratios = [error / usual if math.isfinite(usual) else math.inf for error in errors]
+    """Both ways: where most layers are damaged, it is the sound ones that are far from the median.
+
+    What the control shows in the same place is divided out: some layers are harder to quantize than others.
+    """
+    errors = [_error(t.artifact) for t in group]
+    controls = [_error(t.control) if t.control is not None else LEAST_ERROR for t in group]
+    usual, usual_control = median(errors), median(controls)
     return [
-        Reading(ratio, t.name, t.bpw, f"error {error:.2g}, median {usual:.2g}")
-        for t, ratio, error in zip(group, ratios, errors, strict=True)
+        Reading(
+            _apart(error, usual) / max(1.0, _apart(control, usual_control)),
+            t.name,
+            t.bpw,
+            f"error {error:.2g}, median {usual:.2g}",
+        )
+        for t, error, control in zip(group, errors, controls, strict=True)
     ]
+
+
+def _error(found: Measures | None) -> float:
+    return math.inf if found is None else max(found.error, LEAST_ERROR)
+
+
+def _apart(a: float, b: float) -> float:
+    """The larger over the smaller; infinite if one of them is not finite."""
+    return max(a, b) / min(a, b) if math.isfinite(a) and math.isfinite(b) else math.inf
 
 
 # -- forwards -----------------------------------------------------------------------------------------
@@ -210,8 +228,8 @@ KINDS: Mapping[str, Kind] = {
                    _of_inspection(_damage), count=True),
     "cosine": Kind("cosine of a tensor with the checkpoint's", "tensors", _of_inspection(_cosine), "at_least",
                    by_bits=True),
-    "uniform": Kind("error of a tensor over the median of its class and type", "tensors", _of_inspection(_uniform),
-                    by_bits=True),
+    "uniform": Kind("error of a tensor against the median of its class and type, the larger over the smaller",
+                    "tensors", _of_inspection(_uniform), by_bits=True),
     "perplexity": Kind("perplexity above the checkpoint's", "forward", _of_statistics(_perplexity), unit="%",
                        by_bits=True),
     "kl": Kind("mean KL from the checkpoint in nats", "forward", _of_statistics(_kl), by_bits=True),

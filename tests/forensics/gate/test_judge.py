@@ -149,6 +149,21 @@ def test_too_few_layers_for_a_median_are_not_judged() -> None:
     assert row.status == "not_run" and "3 layers" in row.message
 
 
+def test_where_most_layers_are_damaged_the_sound_ones_stand_out() -> None:
+    def damage(found: InspectRecord) -> None:
+        for i, t in enumerate(found.tensors):
+            if t.type == "Q4_K" and t.layer != 0:
+                found.tensors[i] = t.model_copy(update={"artifact": measures(0.9)})
+
+    assert failing(evidence(damage))["uniform"].message == "blk.0.attn_q.weight, the worst of 18"
+
+
+def test_a_layer_that_is_harder_to_quantize_is_no_fault() -> None:
+    assert not failing(evidence(in_tensor(5, artifact=measures(0.001), control=measures(0.001))))
+    hard = {"artifact": measures(0.15), "control": measures(0.15)}
+    assert not failing(evidence(in_tensor(5, **hard)))
+
+
 def test_the_worst_is_told_first_and_lists_are_short() -> None:
     def worsen(found: InspectRecord) -> None:
         for i, t in enumerate(found.tensors):
