@@ -17,7 +17,6 @@ import numpy as np
 from diffharness.forensics.drift import TensorError
 from diffharness.settings import Floors
 
-
 _LAYERS = 0.5  # share of the layers, where the types of the others would not show it
 
 
@@ -41,7 +40,8 @@ def _moved(
     """Matrices that differ as one would expect of all if one did, and those in which that would show."""
     alike, share = floors["artifact.lineage_alike"], floors["artifact.lineage_share"]
     damaged = [t for t in matrices if t.damaged]
-    local = [t for t in damaged if t.layer is not None and t.is_local]
+    # Where values beside their levels are counted, the others show whether they moved alike.
+    local = [t for t in damaged if t.layer is not None and t.is_local and t.misplaced is None]
     if local and len(damaged) < share * len(matrices):
         return [], matrices  # a few rows or blocks of a few tensors: nobody trains that
     trained = [t for t in vectors if t.damaged]

@@ -52,9 +52,7 @@ class Evidence:
         return self.lost_more or bool(self.damaged or self.drift.missing)
 
 
-def conclude(
-    evidence: Evidence, floors: Floors, model: str, checkpoint: str
-) -> tuple[Verdict, list[Finding]]:
+def conclude(evidence: Evidence, floors: Floors, model: str, checkpoint: str) -> tuple[Verdict, list[Finding]]:
     """The verdict, and all findings. `model` and `checkpoint` go into suggested commands."""
     findings = [*_of_file(evidence), *_of_metadata(evidence), *_of_weights(evidence, floors)]
     guilty: list[VerdictKind] = [kind for kind in PRIORITY if any(finding.kind == kind for finding in findings)]

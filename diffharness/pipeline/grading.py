@@ -24,7 +24,7 @@ from diffharness.kld import Series
 from diffharness.layers import buckets
 from diffharness.paired import paired
 from diffharness.pipeline import logit_series
-from diffharness.pipeline.attention import attention_health
+from diffharness.pipeline.attention import Baseline
 from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.grade_inputs import GradeInputs, GradeRequest, open_all
 from diffharness.pipeline.logit_series import Places
@@ -113,17 +113,25 @@ def is_beyond(record: GradeRecord) -> bool:
 def _record(run: _Run, stack: contextlib.ExitStack) -> GradeRecord:
     request, inputs = run.request, run.inputs
     base = None if inputs.base is None else _run_base(run, inputs.base)
-    quantizer = stack.enter_context(Quantizer(request.engine)) if request.with_control else None
+    quantizer = baseline = None
+    if request.with_control or request.with_attention:
+        quantizer = stack.enter_context(Quantizer(request.engine))
+    if request.with_attention and inputs.base is not None:
+        request.say(f"attention of {inputs.base.label}")
+        with run.timings.step("attention"):
+            n_ubatch = request.engine.n_ubatch
+            baseline = stack.enter_context(Baseline(inputs.base, inputs.fixture, run.precision, n_ubatch=n_ubatch))
     for one in inputs.candidates:
         if one.artifact is None:
             continue
         _measure(run, one.row, one.artifact)
-        control = None
-        if quantizer is not None and inputs.base is not None:
-            control = Control(inputs.base, one.artifact, quantizer.quantize)
+        if quantizer is None or inputs.base is None:
+            continue
+        control = Control(inputs.base, one.artifact, quantizer.quantize)
+        if request.with_control:
             _add_control(run, one.row, control)
-        if request.with_attention and inputs.base is not None:
-            _add_attention(run, one.row, one.artifact, inputs.base, None if one.row.control is None else control)
+        if baseline is not None:
+            _add_attention(run, one.row, one.artifact, baseline, control)
     rows = [one.row for one in inputs.candidates]
     return GradeRecord(
         base=base,
@@ -210,17 +218,16 @@ def _add_control(run: _Run, row: GradeRow, control: Control) -> None:
     row.control.positions = run.curve(series)
 
 
-def _add_attention(
-    run: _Run, row: GradeRow, artifact: GgufFile, base: Checkpoint | GgufFile, control: Control | None
-) -> None:
-    """How attention is spread, beside the base's and the control's; two or three more forwards."""
-    request = run.request
-    request.say(f"attention of {row.label}")
+def _add_attention(run: _Run, row: GradeRow, artifact: GgufFile, baseline: Baseline, control: Control) -> None:
+    """How attention is spread, beside the base's and the control's: two forwards without the output head."""
+    run.request.say(f"attention of {row.label}")
     with run.timings.step("attention"):
-        row.attention = attention_health(
-            artifact, base, control, run.inputs.fixture, run.precision, request.tolerances,
-            n_ubatch=request.engine.n_ubatch,
-        )  # fmt: skip
+        beside = None
+        try:
+            beside = baseline.beside(control)
+        except EngineError as error:
+            row.control_error = error.message
+        row.attention = baseline.judge(baseline.beside(artifact), beside, run.request.tolerances)
 
 
 # -- comparing ----------------------------------------------------------------------------------------

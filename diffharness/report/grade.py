@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from diffharness.records.grade import GradeRecord, GradeRow, Paired, PairRow, PositionBucket
+from diffharness.report import attention
 from diffharness.report._format import NONE, decimals, scientific, size
 from diffharness.report.document import Document, Section, Table
 from diffharness.report.grade_statistics import all_statistics, estimate, percents, with_error
 
 _ALL_PAIRS = 10  # pairs shown; of more, only neighbours in the order of perplexity
-_HEADS = 10  # that changed, of each artifact
 
 _SHOWN = {"50%": "median", "99%": "99 %", "99.9%": "99.9 %", "max": "max"}
 
@@ -26,7 +26,12 @@ def document(record: GradeRecord, *, full: bool = False) -> Document:
         *_control(record),
         *_curves(record),
         *_pairs(record),
-        *_attention(record),
+        *(
+            s
+            for row in record.rows
+            if row.attention
+            for s in attention.sections(row.attention, title=f"Attention of {row.label}", full=full)
+        ),
         *(all_statistics(record) if full else []),
     ]
     remarks = _remarks(record)
@@ -214,41 +219,6 @@ def _shown_pairs(record: GradeRecord) -> list[PairRow]:
     ranked = [label for _, label in sorted(graded)]
     neighbours = {frozenset(two) for two in pairwise(ranked)}
     return [pair for pair in record.pairs if frozenset((pair.a, pair.b)) in neighbours]
-
-
-# -- attention ----------------------------------------------------------------------------------------
-
-
-def _attention(record: GradeRecord) -> list[Section]:
-    sections = []
-    for row in record.rows:
-        if row.attention is None:
-            continue
-        changed = row.attention.changed
-        told = [finding.message for finding in row.attention.findings]
-        if not changed:
-            sections.append(Section(f"Attention of {row.label}", remarks=told or ["no head is spread otherwise"]))
-            continue
-        worst = sorted(changed, key=lambda head: -abs(head.artifact - head.checkpoint))[:_HEADS]
-        rows = [
-            (
-                f"{head.layer} ({head.kind})",
-                head.how,
-                str(head.head),
-                f"{head.start}-{head.stop - 1}",
-                decimals(head.checkpoint, 3),
-                decimals(head.artifact, 3),
-                decimals(head.control, 3),
-                decimals(head.limit, 3),
-            )
-            for head in worst
-        ]
-        title = f"{len(changed)} heads spread otherwise: entropy over that of uniform attention"
-        title += f"; the {_HEADS} that changed most" if len(changed) > _HEADS else ""
-        columns = ("layer", "", "head", "positions", "checkpoint", "artifact", "control", "may differ by")
-        table = Table(title, columns, rows, numeric=True)
-        sections.append(Section(f"Attention of {row.label}", tables=[table], remarks=told, words=2))
-    return sections
 
 
 # -- remarks ------------------------------------------------------------------------------

@@ -133,3 +133,11 @@ def test_types_in_which_training_does_not_show_do_not_count_against_it() -> None
 def test_scalars_that_training_left_alone() -> None:
     scalars = [replace(tensor(f"blk.{il}.layer_output_scale.weight", 0.0, vector=True), shape=(1,)) for il in range(6)]
     assert everywhere(model(lambda il, klass: 1e-5, norms=lambda il: 1e-6) + scalars)
+
+
+def test_one_row_that_is_far_by_chance_does_not_speak_against_it() -> None:
+    """A little training, of which a single tensor is damaged in one row only."""
+    tensors = placed(lambda il, klass: 0.09 * LOSS if klass == "attn_q" else 0.2 * LOSS)
+    assert everywhere([replace(t, far_rows=1) if t.name == "blk.2.attn_q.weight" else t for t in tensors])
+    sound = placed(lambda il, klass: 0.01 * LOSS if (il, klass) == (2, "attn_q") else 0.0)
+    assert not everywhere([replace(t, far_rows=1) if t.name == "blk.2.attn_q.weight" else t for t in sound])
