@@ -9,7 +9,7 @@ from diffharness.report._format import NONE, decimals
 from diffharness.report.document import Section, Table
 
 _LAYERS = 12  # shown unless all are asked for, those with the largest change
-_HEAD = ("layer", "heads changed", "positions", "entropy", "control's", "first token", "effective keys", "worst head")
+_HEAD = ("layer", "heads", "positions", "entropy", "control's", "first token", "effective keys", "worst head")
 
 
 def sections(health: AttentionHealth, *, title: str = "Attention", full: bool = False) -> list[Section]:
@@ -29,7 +29,7 @@ def sections(health: AttentionHealth, *, title: str = "Attention", full: bool = 
     if not by_layer:
         remarks.append("no head's attention flattens or collapses beyond what quantization explains")
     rows = [_row(health, layer, by_layer.get(layer, [])) for layer in layers]
-    named = "checkpoint -> artifact; entropy over that of uniform attention, mean over heads"
+    named = "heads that changed; checkpoint -> artifact: entropy over that of uniform attention, mean over heads"
     tables = [Table(named, _HEAD, rows, numeric=True)] if rows else []
     return [Section(title, tables=tables, remarks=remarks)]
 
@@ -48,9 +48,9 @@ def _row(health: AttentionHealth, layer: int, changed: Sequence[HeadChange]) -> 
         f"{layer} ({health.kinds[layer]})",
         str(len(changed)),
         f"{start}-{stop - 1}",
-        both("entropy", 3),
-        NONE if health.control is None else decimals(_mean(health.control, "entropy", layer, i), 3),
-        both("first_share", 3),
+        both("entropy", 2),
+        NONE if health.control is None else decimals(_mean(health.control, "entropy", layer, i), 2),
+        both("first_share", 2),
         both("effective_keys", 1),
         NONE if worst is None else f"{worst.head}: {worst.checkpoint:.2f} -> {worst.artifact:.2f}",
     )

@@ -42,7 +42,7 @@ def test_nothing_changed_says_so_without_a_table() -> None:
 def test_a_changed_layer_is_a_row_about_the_range_of_its_worst_head() -> None:
     (section,) = sections(health(3))
     (row,) = section.tables[0].rows
-    assert row == ("3 (global)", "1", "16-63", "0.400 -> 0.700", "-", "-", "0.4 -> 0.7", "1: 0.30 -> 0.53")
+    assert row == ("3 (global)", "1", "16-63", "0.40 -> 0.70", "-", "-", "0.4 -> 0.7", "1: 0.30 -> 0.53")
     assert len(row) == len(section.tables[0].head)
     assert section.remarks == ["attention tends to uniform"]
 
