@@ -136,7 +136,7 @@ _ON_EMBEDDED: list[_Row] = [
     ("duplicated:3", "blk.*.attn_q.weight", None, _P({"duplicated", "repeated_layers"}), False),
     ("zero-blocks:0.05", _DOWN.format(3), None, _P({"zeroed_blocks"}), True),
     ("zero-blocks:0", "blk.*.ffn_down.weight", None, _P({"zeroed_blocks"}), False),
-    ("garbled-blocks:0.2", _UP.format(9), None, _BLOCKS, False),
+    ("garbled-blocks:0.2", _UP.format(9), None, _BLOCKS | _NOISE, False),
     ("garbled-blocks:0", _UP.format(9), None, _BLOCKS, False),
     ("wrong-scales:0.5", _DOWN.format(2), None, _BLOCKS | _NOISE, False),
     ("wrong-scales:0.01", _DOWN.format(2), None, _BLOCKS, False),
@@ -145,7 +145,7 @@ _ON_EMBEDDED: list[_Row] = [
     ("bit-flips:64", _DOWN.format(6), None, _P(), False),
     ("bit-flips:4000", _DOWN.format(6), None, _P(), False),
     ("byte-shift:1", _UP.format(1), None, _P({"displaced_bytes"}), False),
-    ("byte-shift:144", _UP.format(1), None, _P({"displaced_bytes"}), False),
+    ("byte-shift:144", _UP.format(1), None, _P({"displaced_bytes", "permuted_rows"}), False),  # a row is 144 bytes
     ("one-value:100", _DOWN.format(0), None, _P(), False),
     ("one-value:8", _DOWN.format(0), None, _P(), False),
     ("one-channel:8", _DOWN.format(4), None, _P({"scaled_columns"}), False),

@@ -69,6 +69,7 @@ def far_values(peak: float, type_name: str) -> Callable[[Float32Array, Float32Ar
 
     def far(a: Float32Array, b: Float32Array) -> NDArray[np.bool_]:
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.asarray(~((np.abs(a - b) <= step * np.abs(b) + quiet) | (a == b)))
+            near = (np.abs(a - b) <= step * np.abs(b) + quiet) & np.isfinite(b)  # anything is near infinity
+            return np.asarray(~(near | (a == b)))
 
     return far

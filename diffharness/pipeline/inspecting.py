@@ -82,7 +82,7 @@ def _inspected(request: InspectRequest, pair: Pair, timings: Timings) -> Inspect
     measured = observer.measured
     kinds = layer_kinds(pair)
     with timings.step("patterns"):
-        damaged = drifted(drift, measured, floors)
+        damaged = [*drifted(drift, measured, floors), *(t for t in drift.tensors if t.non_finite)]
         places, relations = patterns_of(pair.file, pair.artifact, pair.checkpoint, damaged, drift.tensors, kinds)
     with timings.step("metadata"):
         metadata = account(

@@ -212,7 +212,7 @@ def test_what_is_exchanged_can_be_chosen(damaged: Path) -> None:
     harm = rungs(record, "checkpoint")
     assert list(rungs(record, "artifact")) == []
     assert {"layers 0, 1", "layers 10, 11", "embedding"} <= set(harm)
-    assert record.layers_run < 0.75 * 12 * record.forwards, "later blocks start later"
+    assert record.layers_run < 0.8 * 12 * record.forwards, "later blocks start later"
 
 
 def test_by_layer_within_a_glob(damaged: Path) -> None:
