@@ -156,6 +156,15 @@ _ON_EMBEDDED: list[_Row] = [
     ("clip:0.001", "blk.*.ffn_up.weight", None, _P({"clipped"}), False),
     ("f16-underflow:0.5", _UP.format(3), None, _P(), False),
     ("f16-underflow:0.1", _UP.format(3), None, _P(), False),
+    # As quiet as can be: nobody need find these unless they move the perplexity.
+    ("scale:1.005", _DOWN.format(3), None, _P(), False),
+    ("scale:1.005", "blk.*.ffn_down.weight,blk.*.ffn_up.weight", None, _P(), False),
+    ("noise:30", "blk.*.ffn_down.weight,blk.*.ffn_up.weight", None, _P(), False),
+    ("noise:40", "blk.*.attn_q.weight,blk.*.attn_k.weight,blk.*.attn_output.weight", None, _P(), False),
+    ("one-value:3", _DOWN.format(0), None, _P(), False),
+    ("one-channel:1.1", _DOWN.format(4), None, _P(), False),
+    ("clip:0.0001", _UP.format(3), None, _P(), False),
+    ("f16-underflow:0.02", "blk.*.ffn_up.weight", None, _P(), False),
 ]  # fmt: skip
 
 _FILES = ["nan-block:1", "truncated:0.5", "truncated:0.999", "missing", "f16-overflow:0.01"]

@@ -53,6 +53,7 @@ class TensorError:
     misplaced: float | None = None  # NMSE beyond that of the nearest levels of the tensor's own blocks
     misplaced_usual: float = 0.0  # what importance weights may leave of it
     why: tuple[str, ...] = ()  # what is beyond the control, other than the error: `levels`, `scale`, `offset`
+    beyond_rows: int = 0  # of `far_rows`, those that are beyond by their error and not by their levels alone
 
     @property
     def layer(self) -> int | None:
@@ -176,7 +177,7 @@ def _judged(name: str, info: TensorInfo, found: Passed, floors: Floors) -> Tenso
                 made |= found.sample.make(np.argsort(-found.sums.rows, kind="stable"), found.control)
             if made:
                 far, (usual, limit) = found.far | _far(found, floors), _limit(found, floors)
-    placed = _Placed(limit)
+    placed, beyond_rows = _Placed(limit), int(far.sum())
     if usual is not None and info.type not in STEP:
         placed = _placed(found, info, usual, limit, floors)
         far[placed.far] = True
@@ -199,6 +200,7 @@ def _judged(name: str, info: TensorInfo, found: Passed, floors: Floors) -> Tenso
         misplaced=placed.misplaced,
         misplaced_usual=placed.misplaced_usual,
         why=placed.why,
+        beyond_rows=beyond_rows,
     )
 
 

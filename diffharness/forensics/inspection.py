@@ -101,7 +101,7 @@ def _weights_finding(inspected: Inspected, damaged: Sequence[TensorError], floor
     if everywhere:
         text = (
             f"{len(damaged)} of {len(drift.tensors)} tensors differ from the checkpoint, in every layer and alike: "
-            "another model's weights, or damage everywhere; only a forward tells which"
+            "another model's weights, rounding that was learned, or damage everywhere; only a forward tells which"
         )
         return Finding(kind="inconclusive", leg="artifact", message=text, evidence=evidence, next_step=restore)
     parts = []

@@ -34,6 +34,20 @@ def differs_everywhere(tensors: Sequence[TensorError], floors: Floors, *, logits
     return _layers(telling) <= _layers(moved) and len(_layers(moved)) >= _LAYERS * len(_layers(matrices))
 
 
+def is_rounded_otherwise(tensors: Sequence[TensorError], floors: Floors) -> bool:
+    """Whether all that differs is which of its block's levels a value took, in nearly every matrix of the layers.
+
+    That is what a quantizer leaves which learns its rounding (GPTQ, AutoRound): further from the checkpoint than the
+    nearest levels would be, by design, though within what the type loses. Light training of every matrix looks the
+    same; where the logits are no further from the checkpoint's than a plain quantization's, neither is damage.
+    """
+    with_levels = [t for t in tensors if t.misplaced is not None and t.layer is not None]
+    damaged = [t for t in tensors if t.damaged]
+    by_levels = [t for t in damaged if t.misplaced is not None and t.error <= t.limit and not t.beyond_rows]
+    enough = floors["artifact.lineage_share"] * len(with_levels)
+    return len(by_levels) == len(damaged) and sum(t.layer is not None for t in by_levels) >= enough > 0
+
+
 def _moved(
     matrices: Sequence[TensorError], vectors: Sequence[TensorError], floors: Floors, logits_moved: bool
 ) -> tuple[list[TensorError], Sequence[TensorError]]:

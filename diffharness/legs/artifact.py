@@ -25,7 +25,7 @@ from diffharness.forensics.findings import (
     mostly_explained,
     non_finite_finding,
 )
-from diffharness.forensics.lineage import differs_everywhere
+from diffharness.forensics.lineage import differs_everywhere, is_rounded_otherwise
 from diffharness.layers import describe_layers, ranges
 from diffharness.legs._compare import TapComparison, logit_stats
 from diffharness.metrics import LogitComparison
@@ -76,8 +76,11 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
     """The leg and its findings: artifact.file, artifact.metadata, artifact.weights, artifact.lineage."""
     drift = inputs.drift or Drift([], [], [])
     damaged = [t for t in drift.tensors if t.damaged and not t.non_finite]
-    used = [row for row in inputs.metadata if row.used]
     excess = kl_excess(inputs, floors)
+    by_design: list[TensorError] = []
+    if inputs.control_logits is not None and excess is None and is_rounded_otherwise(drift.tensors, floors):
+        damaged, by_design = [], damaged
+    used = [row for row in inputs.metadata if row.used]
     rows = _tap_rows(inputs, floors)
     findings: list[Finding] = []
     broken = {t.name: t.non_finite for t in drift.tensors if t.non_finite}
@@ -93,6 +96,8 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
         # Values rounded on the way (a note) lose what the control, made from the checkpoint itself, keeps.
         findings.append(_unexplained_finding(kind, inputs, excess))
     findings += information(drift, inputs.metadata)
+    if by_design:
+        findings.append(_rounding_finding(by_design, inputs))
     guilty = any(finding.kind for finding in findings)
     judged = any(t.judged for t in drift.tensors) or inputs.control_logits is not None
     leg = ArtifactLeg(
@@ -101,7 +106,7 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
         logits=None if inputs.logits is None else logit_stats(inputs.logits),
         control=None if inputs.control_logits is None else logit_stats(inputs.control_logits),
         taps=rows,
-        tensors=[t.row() for t in drift.tensors],
+        tensors=[t.row().model_copy(update={"damaged": t.damaged and t not in by_design}) for t in drift.tensors],
         metadata=list(inputs.metadata),
         missing=drift.missing,
         extra=drift.extra,
@@ -109,6 +114,14 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
         patterns=[*inputs.relations, *inputs.places],
     )
     return ArtifactOutcome(leg, _first_divergence(rows) if guilty else None, findings)
+
+
+def _rounding_finding(tensors: Sequence[TensorError], inputs: ArtifactInputs) -> Finding:
+    text = (
+        f"{len(tensors)} tensors hold other levels than the nearest, as a quantizer leaves them that learns its "
+        f"rounding; {_kl(inputs)}, no more than plain rounding loses"
+    )
+    return Finding(kind=None, leg="artifact", message=text, evidence={"tensors": [t.name for t in tensors]})
 
 
 def kl_excess(inputs: ArtifactInputs, floors: Floors) -> float | None:

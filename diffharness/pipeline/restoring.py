@@ -171,7 +171,8 @@ def _restored(
         lost_more=control is not None and lost_more(exchange.artifact, control, floors),
     )
     evidence.ladders = {side: exchange.ladder(compared.groups, side) for side in _sides(request, evidence)}
-    evidence.spread = evidence.is_suspect and is_spread(drift, floors, logits_moved=evidence.lost_more)
+    if evidence.is_suspect and math.isfinite(exchange.artifact.kl_mean):
+        evidence.spread = is_spread(drift, floors, logits_moved=evidence.lost_more)
     if evidence.spread:
         evidence.lineage = exchange.lineage(control)
     if request.search:

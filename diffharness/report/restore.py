@@ -7,6 +7,7 @@ from diffharness.report._format import NONE, decimals, scientific
 from diffharness.report.document import Document, Section, Table
 
 _CLOSE = 3  # decimals of a change in nats
+_LISTED = 8  # groups named one by one beside their words
 _HEAD = ("", "tensors", "drifted", "perplexity", "change", "+-", "mean KL", "")
 _TITLES: dict[Side, str] = {
     "artifact": "Restored: one group of the checkpoint in the artifact",
@@ -95,7 +96,8 @@ def _search(found: SearchResult, scores: dict[str, MixtureScore]) -> Section:
             ("perplexity", f"{before} -> {decimals(found.score.ppl)}, mean KL {scientific(found.score.kl_mean)}")
         )
     if found.reached:
-        pairs.append(("groups", f"{len(found.groups)}: {'; '.join(found.groups)}"))
+        listed = f": {'; '.join(found.groups)}" if len(found.groups) <= _LISTED else ""
+        pairs.append(("groups", f"{len(found.groups)}{listed}"))
         pairs.append(("smallest", _smallest(found)))
     pairs.append(("forwards", f"{found.forwards} of at most {found.budget}"))
     return Section("Search: what has to be put back", pairs=pairs)
