@@ -17,7 +17,7 @@ from diffharness.settings import Floors
 from diffharness.verdict import PRIORITY
 
 _SHOWN = 4  # groups in a sentence
-_MARKS = {
+MARKS = {
     "misfit": "whichever part is exchanged with the checkpoint, in either direction, it gets worse",
     "coherent": "its parts, each alone in the checkpoint, change far less than all of them together, "
     "as training does and damage does not",
@@ -35,6 +35,7 @@ class Evidence:
     checkpoint: Outcome
     control: Outcome | None
     too_short: bool  # to tell a change from noise
+    rounded_otherwise: bool  # all that differs is which levels the values took, and the logits are none the worse
     lost_more: bool  # than the control, by KL
     spread: bool = False
     lineage: Lineage | None = None
@@ -49,7 +50,7 @@ class Evidence:
     @property
     def is_suspect(self) -> bool:
         """Whether the tensors or the logits are further from the checkpoint than the types explain."""
-        return self.lost_more or bool(self.damaged or self.drift.missing)
+        return self.lost_more or bool(self.drift.missing) or (bool(self.damaged) and not self.rounded_otherwise)
 
 
 def conclude(evidence: Evidence, floors: Floors, model: str, checkpoint: str) -> tuple[Verdict, list[Finding]]:
@@ -122,15 +123,21 @@ def _of_weights(evidence: Evidence, floors: Floors) -> list[Finding]:
     return [Finding(kind="artifact.weights", leg="artifact", message=message, evidence=evidence_fields)]
 
 
-def _other_model(evidence: Evidence, lineage: Lineage, floors: Floors) -> Finding:
-    mark = _MARKS[lineage.mark or "misfit"]
+def other_model(lineage: Lineage, ppl: float, ppl_checkpoint: float, floors: Floors) -> str:
+    """What an artifact is whose lineage has a mark, and by what that is known."""
+    assert lineage.mark is not None, "said only of another model"
     ratio = f" (additivity of KL {lineage.additivity:.2f})" if lineage.additivity is not None else ""
-    is_sound = evidence.artifact.ppl <= floors["artifact.lineage_ppl"] * evidence.checkpoint.ppl
+    is_sound = ppl <= floors["artifact.lineage_ppl"] * ppl_checkpoint
     what = "a sound model, but not" if is_sound else "a model that was trained otherwise, not"
+    return f"{what} made from this checkpoint: {MARKS[lineage.mark]}{ratio}"
+
+
+def _other_model(evidence: Evidence, lineage: Lineage, floors: Floors) -> Finding:
+    what = other_model(lineage, evidence.artifact.ppl, evidence.checkpoint.ppl, floors)
     return Finding(
         kind="artifact.lineage",
         leg="artifact",
-        message=f"{what} made from this checkpoint: {mark}{ratio}; {_scores(evidence)}",
+        message=f"{what}; {_scores(evidence)}",
         evidence={"mark": lineage.mark, "additivity": lineage.additivity},
         next_step="give the checkpoint that it was made from with --checkpoint",
     )

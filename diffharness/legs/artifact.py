@@ -25,7 +25,9 @@ from diffharness.forensics.findings import (
     mostly_explained,
     non_finite_finding,
 )
-from diffharness.forensics.lineage import differs_everywhere, is_rounded_otherwise
+from diffharness.forensics.lineage import is_rounded_otherwise
+from diffharness.forensics.restoration import other_model
+from diffharness.forensics.restore import Lineage, is_spread
 from diffharness.layers import describe_layers, ranges
 from diffharness.legs._compare import TapComparison, logit_stats
 from diffharness.metrics import LogitComparison
@@ -34,7 +36,6 @@ from diffharness.records.inspect import PatternRow
 from diffharness.settings import Floors
 from diffharness.taps import split
 
-_OTHER_MODEL = "a sound model, but not made from this checkpoint"
 _TOLD = 3  # relations in a sentence; the leg has them all
 
 
@@ -58,6 +59,8 @@ class ArtifactInputs:
     taps: TapComparison | None = None
     control_taps: TapComparison | None = None
     perplexity: Mapping[str, float] = field(default_factory=dict)
+    lineage: Lineage | None = None  # asked for where `may_be_other_model`
+    too_short: bool = False  # it was, and there are too few positions to tell
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,16 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
     if used:
         findings.append(metadata_finding(used, inputs.perplexity))
     pattern = describe_damage(damaged, drift.tensors, inputs.kinds) if damaged else None
-    kind: VerdictKind = "artifact.lineage" if is_other_model(inputs, floors) else "artifact.weights"
+    kind: VerdictKind = "inconclusive" if inputs.too_short else "artifact.weights"
+    other: str | None = None
+    if inputs.lineage is not None and inputs.lineage.mark is not None:
+        kind, ppl = "artifact.lineage", inputs.perplexity
+        other = other_model(inputs.lineage, ppl["artifact"], ppl["checkpoint"], floors)
     if damaged or drift.missing:
-        findings.append(_weights_finding(kind, damaged, drift, pattern, inputs, excess))
+        findings.append(_weights_finding(kind, damaged, drift, pattern, inputs, excess, other))
     elif excess and not used and not broken and not any(t.note for t in drift.tensors):
         # Values rounded on the way (a note) lose what the control, made from the checkpoint itself, keeps.
-        findings.append(_unexplained_finding(kind, inputs, excess))
+        findings.append(_unexplained_finding(kind, inputs, excess, other))
     findings += information(drift, inputs.metadata)
     if by_design:
         findings.append(_rounding_finding(by_design, inputs))
@@ -140,17 +147,13 @@ def kl_excess(inputs: ArtifactInputs, floors: Floors) -> float | None:
     return ours.kl_mean / limit
 
 
-def is_other_model(inputs: ArtifactInputs, floors: Floors) -> bool:
-    """Sound, but not from this checkpoint: it differs everywhere alike, in no way that has a name, and reads well."""
-    moved = kl_excess(inputs, floors) is not None
-    if inputs.drift is None or not differs_everywhere(inputs.drift.tensors, floors, logits_moved=moved):
+def may_be_other_model(inputs: ArtifactInputs, floors: Floors) -> bool:
+    """Whether the tensors differ all over, in no way that has a name, beyond what rounding does: worth its forwards."""
+    excess = kl_excess(inputs, floors) is not None
+    if inputs.drift is None or not is_spread(inputs.drift, floors, logits_moved=excess):
         return False
-    if mostly_explained([t for t in inputs.drift.tensors if t.damaged], inputs.relations):
-        return False
-    theirs, own = inputs.perplexity.get("checkpoint"), inputs.perplexity.get("artifact")
-    candidates = [own, *(row.repaired_ppl for row in inputs.metadata)]
-    best = min((ppl for ppl in candidates if ppl is not None and math.isfinite(ppl)), default=None)
-    return best is not None and theirs is not None and best <= floors["artifact.lineage_ppl"] * theirs
+    by_design = inputs.control_logits is not None and not excess and is_rounded_otherwise(inputs.drift.tensors, floors)
+    return not by_design and not mostly_explained([t for t in inputs.drift.tensors if t.damaged], inputs.relations)
 
 
 def describe_damage(damaged: Sequence[TensorError], every: Sequence[TensorError], kinds: Sequence[str]) -> str:
@@ -185,15 +188,13 @@ def _weights_finding(
     pattern: str | None,
     inputs: ArtifactInputs,
     excess: float | None,
+    other: str | None,
 ) -> Finding:
     parts = []
     if damaged:
         worst = max(damaged, key=lambda t: t.error / t.limit if t.limit else math.inf)
-        lead = (
-            f"{_OTHER_MODEL}: "
-            if kind == "artifact.lineage"
-            else "tensors are further from the checkpoint than their types explain: "
-        )
+        lead = "" if other is None else f"{other}; "
+        lead += "tensors are further from the checkpoint than their types explain: "
         parts.append(f"{lead}{len(damaged)} of {len(drift.tensors)}")
         parts += [f"{pattern}", *(row.message for row in explained(inputs.relations)[:_TOLD])]
         parts.append(f"worst {describe_tensor(worst)}")
@@ -214,12 +215,8 @@ def _weights_finding(
     return Finding(kind=kind, leg="artifact", message="; ".join(parts), evidence=evidence)
 
 
-def _unexplained_finding(kind: VerdictKind, inputs: ArtifactInputs, excess: float) -> Finding:
-    lead = (
-        f"{_OTHER_MODEL}: every matrix differs a little more than its type explains"
-        if kind == "artifact.lineage"
-        else "more is lost than the types explain, though no single tensor stands out"
-    )
+def _unexplained_finding(kind: VerdictKind, inputs: ArtifactInputs, excess: float, other: str | None) -> Finding:
+    lead = other or "more is lost than the types explain, though no single tensor stands out"
     return Finding(
         kind=kind,
         leg="artifact",

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shlex
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from diffharness.engine.quantizer import Quantizer
 from diffharness.errors import EngineError
 from diffharness.forensics.control import Control
 from diffharness.forensics.drift import tensor_errors
 from diffharness.forensics.metadata import differences, repaired
+from diffharness.forensics.restore import is_too_short
 from diffharness.legs import artifact as artifact_leg
 from diffharness.legs.artifact import ArtifactInputs, ArtifactOutcome
 from diffharness.metrics import compare_logits, nll_per_position, perplexity
+from diffharness.paired import paired
 from diffharness.pipeline import reference_runs
 from diffharness.pipeline.attention import Watching, judged
+from diffharness.pipeline.exchanging import lineage_of
+from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.inputs import Inputs
 from diffharness.pipeline.inspecting import patterns_of
 from diffharness.pipeline.reference_runs import Logits, Precision, shape_of
@@ -23,6 +29,7 @@ from diffharness.reference import archs
 from diffharness.weights.checkpoint import Checkpoint
 from diffharness.weights.source import Overlay, WeightSource
 
+_ENOUGH = 2048  # tokens that tell another model from damage
 _REPAIRS = 4  # keys that are repaired, a forward each; of further ones no perplexity is given
 
 
@@ -77,25 +84,57 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
         metadata = differences(artifact.metadata, checkpoint.metadata, artifact.arch, n_tokens=longest)
         with step("repaired metadata"):
             _repair(metadata, artifact, work.inputs, precision)
-    with step("patterns"):
-        damaged = [t for t in drift.tensors if t.damaged and not t.non_finite]
-        places, relations = patterns_of(artifact, artifact, checkpoint, damaged, drift.tensors, shape.kinds)
-    inputs = ArtifactInputs(
-        kinds=shape.kinds,
-        metadata=metadata,
-        drift=drift,
-        places=places,
-        relations=relations,
-        logits=compare_logits(theirs, ours, rows),
-        control_logits=control_logits,
-        taps=taps,
-        control_taps=control_taps,
-        perplexity={name: _perplexity(of, work.inputs) for name, of in {**logits, "artifact": ours}.items()},
-    )
+        with step("patterns"):
+            damaged = [t for t in drift.tensors if t.damaged and not t.non_finite]
+            places, relations = patterns_of(artifact, artifact, checkpoint, damaged, drift.tensors, shape.kinds)
+        inputs = ArtifactInputs(
+            kinds=shape.kinds,
+            metadata=metadata,
+            drift=drift,
+            places=places,
+            relations=relations,
+            logits=compare_logits(theirs, ours, rows),
+            control_logits=control_logits,
+            taps=taps,
+            control_taps=control_taps,
+            perplexity={name: _perplexity(of, work.inputs) for name, of in {**logits, "artifact": ours}.items()},
+        )
+        if artifact_leg.may_be_other_model(inputs, work.floors):
+            with step("lineage"):
+                say("parts exchanged with the checkpoint: another model, or this one damaged?")
+                inputs = replace(inputs, **_lineage(work, checkpoint, control, precision, inputs, theirs, ours))
     outcome = artifact_leg.judge(inputs, work.floors)
+    for finding in outcome.findings:
+        if finding.kind == "inconclusive":
+            model, folder = shlex.quote(str(work.request.model)), shlex.quote(str(work.request.checkpoint))
+            finding.next_step = f"diffharness run {model} --checkpoint {folder} --tokens {_ENOUGH}"
     beside = watched["control"] if control_taps is not None else None
     outcome.findings.extend(judged(watched["checkpoint"], watched["artifact"], beside, shape, work.floors).findings)
     return ArtifactSide(outcome, logits)
+
+
+def _lineage(
+    work: Work,
+    checkpoint: Checkpoint,
+    control: Control,
+    precision: Precision,
+    inputs: ArtifactInputs,
+    theirs: Logits,
+    ours: Logits,
+) -> dict[str, Any]:
+    """What tells another model from damage; on too few positions nothing does."""
+    fixture, artifact = work.inputs.fixture, work.inputs.artifact
+    rows, next_ids = fixture.scored_positions(), fixture.next_ids()
+    own, other = (nll_per_position(logits[rows], next_ids) for logits in (ours, theirs))
+    if is_too_short(paired(own, other, rows // fixture.chunk)):
+        return {"too_short": True}
+    assert inputs.drift is not None, "asked for only with the tensors compared"
+    with run_folder(None) as folder:
+        lineage = lineage_of(
+            artifact, checkpoint, None if inputs.control_logits is None else control, inputs.drift, inputs.metadata,
+            fixture, precision, folder, work.floors, work.request.say,
+        )  # fmt: skip
+    return {"lineage": lineage}
 
 
 def _repair(rows: list[MetadataRow], artifact: WeightSource, inputs: Inputs, precision: Precision) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from diffharness.errors import EngineError, OutputError
+from diffharness.fixture import Fixture
 from diffharness.forensics import groups as grouping
+from diffharness.forensics.drift import Drift
 from diffharness.forensics.groups import Group, joined
 from diffharness.forensics.restore import Lineage, Outcome, Rung, additivity, is_other_lineage, ladder
 from diffharness.metrics import IntArray
 from diffharness.pipeline.mixed_sources import Blend
 from diffharness.pipeline.mixtures import Mixtures
+from diffharness.pipeline.reference_runs import Precision
 from diffharness.pipeline.request import Say
+from diffharness.records import MetadataRow
 from diffharness.records.restore import Side
 from diffharness.settings import Floors
 from diffharness.weights.source import WeightSource
@@ -108,6 +113,35 @@ class Exchange:
 
     def _plan(self, more: int) -> None:
         self.meter.planned = max(self.meter.planned, self.mixtures.count.forwards + more)
+
+
+def lineage_of(
+    artifact: WeightSource,
+    checkpoint: WeightSource,
+    control: WeightSource | None,
+    drift: Drift,
+    metadata: Sequence[MetadataRow],
+    fixture: Fixture,
+    precision: Precision,
+    folder: Path,
+    floors: Floors,
+    say: Say,
+) -> Lineage:
+    """The marks of lineage of an artifact whose tensors differ all over: some forwards for each class of tensors."""
+    meter = Meter(say)
+    meter.doing = "the checkpoint"
+    mixtures = Mixtures(
+        artifact,
+        checkpoint,
+        fixture,
+        precision,
+        folder,
+        keys={row.key: row.checkpoint for row in metadata},
+        equal=frozenset(t.name for t in drift.tensors if t.error == 0.0),
+        told=meter.told,
+    )
+    exchange = Exchange(mixtures, fixture.scored_positions() // fixture.chunk, floors, meter, say)
+    return exchange.lineage(exchange.control(control))
 
 
 def _duration(seconds: float) -> str:

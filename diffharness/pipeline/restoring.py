@@ -14,6 +14,7 @@ from diffharness.forensics import groups as grouping
 from diffharness.forensics.control import Control
 from diffharness.forensics.drift import Drift, tensor_errors
 from diffharness.forensics.groups import Group, joined
+from diffharness.forensics.lineage import is_rounded_otherwise
 from diffharness.forensics.metadata import differences
 from diffharness.forensics.restoration import Evidence, conclude
 from diffharness.forensics.restore import Rung, is_spread, is_too_short, lost_more
@@ -160,6 +161,7 @@ def _restored(
     )
     exchange = Exchange(mixtures, chunk_of, floors, meter, request.say)
     control = exchange.control(compared.control)
+    loses_more = control is not None and lost_more(exchange.artifact, control, floors)
     evidence = Evidence(
         kinds=compared.kinds,
         drift=drift,
@@ -168,7 +170,8 @@ def _restored(
         checkpoint=exchange.checkpoint,
         control=control,
         too_short=is_too_short(paired(exchange.artifact.nll, exchange.checkpoint.nll, chunk_of)),
-        lost_more=control is not None and lost_more(exchange.artifact, control, floors),
+        lost_more=loses_more,
+        rounded_otherwise=control is not None and not loses_more and is_rounded_otherwise(drift.tensors, floors),
     )
     evidence.ladders = {side: exchange.ladder(compared.groups, side) for side in _sides(request, evidence)}
     if evidence.is_suspect and math.isfinite(exchange.artifact.kl_mean):

@@ -21,6 +21,7 @@ from diffharness.weights.gguf_file import GgufFile, open_gguf
 from diffharness.weights.gguf_write import encode_floats, rewrite_gguf
 from tests.e2e.conftest import MakePair, Pair
 from tests.e2e.runs import NATIVE, whole_run
+from tests.pipeline.embedded_variants import CHECKPOINT, HELDOUT, noise, trained, variant
 
 Values = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -135,26 +136,30 @@ def test_types_that_need_importance_have_a_control(make_pair: MakePair, tmp_path
     assert all(row.control is not None for row in record.legs.artifact.tensors)
 
 
-@pytest.mark.parametrize(("noise", "verdict"), [(0.0, "agree"), (0.1, "artifact.lineage")])
-def test_a_sound_model_made_from_something_else(tmp_path: Path, noise: float, verdict: str) -> None:
-    """The embedded model, every matrix of its layers moved a little: sound by perplexity, not the checkpoint."""
-    fixtures = configs_dir().parent / "fixtures" / "tiny-gemma4"
-    checkpoint, plain, out = Checkpoint(fixtures / "checkpoint"), tmp_path / "plain.gguf", tmp_path / "other.gguf"
-    checkpoint_to_gguf(checkpoint, plain)
-    pair, random = Pair(plain, fixtures / "checkpoint", fixtures / "heldout.json"), np.random.default_rng(0)
-    moved = damaged(
-        pair,
-        tmp_path / "moved.gguf",
-        "blk.*.weight",
-        lambda v: v + random.normal(0, noise * v.std(), v.shape) if v.ndim > 1 else v,
-    )
-    with open_gguf(fixtures / "tiny-gemma4-Q4_K_M.gguf") as clean:
-        types = {name: info.type for name, info in clean.tensors.items()}
-    Engine(NATIVE).quantize_like(moved.gguf, out, types)
-    record = whole_run(replace(pair, gguf=out), with_checkpoint=True, n_tokens=256)
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (lambda: lambda name, values: None, "agree"),
+        (lambda: trained(5, 4e-4), "artifact.lineage"),
+        (lambda: noise(0.1), "artifact.weights"),
+    ],
+    ids=["clean", "trained", "noise"],
+)
+def test_another_model_is_told_from_noise(tmp_path: Path, change: Callable[[], Any], verdict: str) -> None:
+    """The embedded model with every matrix moved a little: by training it is another model, by noise damaged."""
+    out = variant(tmp_path / "other.gguf", change())
+    record = whole_run(Pair(out, CHECKPOINT, HELDOUT), with_checkpoint=True, n_tokens=512)
     assert record.verdict.all == [verdict], (record.verdict, [f.message for f in record.findings])
     ppl = record.scores.reference
     assert ppl["artifact"].ppl < 1.5 * ppl["checkpoint"].ppl
+
+
+def test_too_few_positions_tell_nothing(tmp_path: Path) -> None:
+    """Tensors that differ all over on a text of 64 tokens: damage or another model, that cannot be said."""
+    out = variant(tmp_path / "noisy.gguf", noise(0.1))
+    record = whole_run(Pair(out, CHECKPOINT, HELDOUT), with_checkpoint=True, n_tokens=64)
+    assert record.verdict.all == ["inconclusive"], record.verdict
+    assert record.verdict.next_step is not None and "--tokens" in record.verdict.next_step
 
 
 def test_damage_in_one_layer_names_that_layer(make_pair: MakePair, tmp_path: Path) -> None:

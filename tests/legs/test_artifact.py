@@ -8,6 +8,7 @@ import pytest
 
 from diffharness import metrics
 from diffharness.forensics.drift import Drift, TensorError
+from diffharness.forensics.restore import Lineage
 from diffharness.legs import artifact
 from diffharness.legs._compare import TapComparison
 from diffharness.records import MetadataRow
@@ -94,21 +95,34 @@ def everywhere(layer, klass):
     return klass in ("attn_q", "ffn_up", "ffn_down", "token_embd")
 
 
-def test_a_sound_model_from_elsewhere_is_lineage() -> None:
-    outcome = judge(drift=drift(everywhere), logits=FAR, perplexity=PPL | {"artifact": 5.9})
+COHERENT = Lineage("coherent", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("ppl", "what"), [(5.9, "a sound model, but not made from"), (364.0, "trained otherwise, not")]
+)
+def test_another_model_is_lineage(ppl: float, what: str) -> None:
+    outcome = judge(drift=drift(everywhere), logits=FAR, perplexity=PPL | {"artifact": ppl}, lineage=COHERENT)
     assert guilty(outcome) == ["artifact.lineage"]
-    assert "not made from this checkpoint" in outcome.findings[0].message
+    assert what in outcome.findings[0].message and "0.30" in outcome.findings[0].message
 
 
-@pytest.mark.parametrize("ppl", [364.0, float("inf"), float("nan"), None])
-def test_the_same_without_a_sound_perplexity_is_damage(ppl) -> None:
-    perplexity = {"checkpoint": 4.7} | ({} if ppl is None else {"artifact": ppl})
-    assert guilty(judge(drift=drift(everywhere), logits=FAR, perplexity=perplexity)) == ["artifact.weights"]
+@pytest.mark.parametrize("lineage", [None, Lineage(None, 0.95)])
+def test_the_same_without_a_mark_of_lineage_is_damage(lineage: Lineage | None) -> None:
+    assert guilty(judge(drift=drift(everywhere), logits=FAR, lineage=lineage)) == ["artifact.weights"]
 
 
-def test_a_layer_that_is_left_alone_is_no_lineage() -> None:
-    far = lambda layer, klass: everywhere(layer, klass) and layer != 7  # noqa: E731
-    assert guilty(judge(drift=drift(far), logits=FAR)) == ["artifact.weights"]
+def test_too_few_positions_leave_it_undecided() -> None:
+    assert guilty(judge(drift=drift(everywhere), logits=FAR, too_short=True)) == ["inconclusive"]
+
+
+def test_only_what_differs_all_over_is_worth_the_forwards_of_lineage() -> None:
+    def may_be(far) -> bool:
+        return artifact.may_be_other_model(replace(CLEAN, drift=drift(far), logits=FAR), FLOORS)
+
+    assert may_be(everywhere)
+    assert not may_be(lambda layer, klass: everywhere(layer, klass) and layer != 7)
+    assert not may_be(lambda layer, klass: False)
 
 
 def row(used: bool, repaired: float | None = None) -> MetadataRow:
@@ -135,8 +149,8 @@ def test_metadata_and_weights_may_both_be_guilty() -> None:
     assert outcome.leg.pattern == "attn_q in only layer 3 (sliding)"
 
 
-def test_lineage_looks_at_the_repaired_perplexity() -> None:
-    outcome = judge(metadata=[row(True, 5.2)], drift=drift(everywhere), perplexity=PPL | {"artifact": 93.5})
+def test_another_model_may_have_wrong_keys_as_well() -> None:
+    outcome = judge(metadata=[row(True, 5.2)], drift=drift(everywhere), lineage=COHERENT)
     assert guilty(outcome) == ["artifact.metadata", "artifact.lineage"]
 
 
