@@ -139,7 +139,7 @@ def faults_of(judged: Judged, band: float) -> tuple[list[str], str | None]:
         "clean": lambda: _of_clean(judged),
         "weights": lambda: _of_weights(judged, band),
         "metadata": lambda: _of_kind(judged, "artifact.metadata"),
-        "file": lambda: _of_kind(judged, "artifact.file", "artifact.weights" if "missing" in judged.case.how else None),
+        "file": lambda: _of_kind(judged, "artifact.file"),
         "lineage": lambda: _of_lineage(judged),
     }
     found = check[judged.case.truth]()
@@ -192,7 +192,9 @@ def _some(names: Collection[str]) -> str:
 
 def _may_be_the_files(case: Case) -> bool:
     """Whether the bytes may hold an infinite scale now, or the file lacks a tensor without which there is no model."""
-    return any(how.startswith(("bit-flips", "byte-shift", "double-scales", "rope-freqs")) for how in case.how)
+    return any(
+        how.startswith(("bit-flips", "byte-shift", "double-scales", "missing", "rope-freqs")) for how in case.how
+    )
 
 
 def _of_kind(judged: Judged, kind: str, other: str | None = None) -> list[str]:

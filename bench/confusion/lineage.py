@@ -1,6 +1,7 @@
 """Sound models of another lineage: the embedded one trained on a little, and one from another seed.
 
-They are trained on demand and kept under `.cache/confusion`, by a hash of everything that makes them.
+They are trained on demand, the last for some six minutes on one core, and kept under `.cache/confusion` by a hash of
+everything that makes them.
 """
 
 from __future__ import annotations

@@ -227,7 +227,8 @@ def _tried(data: Bytes, shifts: Sequence[int], b: Float32Array, type_name: str, 
     starts = blocks * size + np.array(shifts)[:, None]
     rows = np.ascontiguousarray(data[starts.reshape(-1, 1) + np.arange(size)])
     values = dequantize(rows, type_name, (len(rows), b.shape[1]))
-    return list(map(float, np.median(_errors(values, b[blocks.ravel()]).reshape(blocks.shape), axis=1)))
+    with np.errstate(all="ignore"):  # bytes read at the wrong place may be any number
+        return list(map(float, np.median(_errors(values, b[blocks.ravel()]).reshape(blocks.shape), axis=1)))
 
 
 def _errors(a: Float32Array, b: Float32Array) -> Float32Array:

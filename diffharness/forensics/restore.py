@@ -104,7 +104,7 @@ def is_spread(drift: Drift, floors: Floors, *, logits_moved: bool) -> bool:
     matrices = [t for t in drift.tensors if t.is_matrix and t.judged]
     vectors = [t for t in drift.tensors if not t.is_matrix and t.judged]
     damaged = [t for t in matrices if t.damaged]
-    rescaled = [t for t in damaged if 1 - t.cos**2 <= 0.5 * t.error]  # most of it
+    rescaled = [t for t in damaged if t.cos**2 > 0.5 and 1 - t.cos**2 <= 0.5 * t.error]  # alike, and most of it is size
     if damaged and 2 * len(rescaled) >= len(damaged):
         return False
     if differs_everywhere(drift.tensors, floors, logits_moved=logits_moved):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diffharness.records.gate import GateRecord, RuleRow
 from diffharness.records.grade import Estimate
 from diffharness.report._format import NONE, scientific, size
 from diffharness.report.document import Document, Section, Table
 
+_SHOWN = 6  # offenders of a rule
 _HEAD = ("rule", "status", "at", "measured", "limit")
 _BOUND = {"at_most": "<=", "at_least": ">="}
 
@@ -30,12 +33,17 @@ def document(record: GateRecord) -> Document:
     rows = [_row(rule) for rule in record.rules]
     sections = [Section(pairs=pairs), Section(tables=[Table("", _HEAD, rows)], words=3)]
     sections += [
-        Section(f"Beyond the limit: {rule.name}", remarks=rule.offenders)
+        Section(f"Beyond the limit: {rule.name}", remarks=_some(rule.offenders))
         for rule in record.rules
         if rule.status == "fail" and rule.offenders
     ]
-    commands = [("again", record.repro)] if record.repro else []
+    commands = [("Reproduce", record.repro)] if record.repro else []
     return Document("gate", record.outcome, record.summary, sections, commands)
+
+
+def _some(offenders: Sequence[str]) -> list[str]:
+    rest = len(offenders) - _SHOWN
+    return [*offenders[:_SHOWN], *([f"and {rest} more in the record"] if rest > 0 else [])]
 
 
 def _row(rule: RuleRow) -> tuple[str, ...]:

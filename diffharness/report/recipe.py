@@ -27,7 +27,7 @@ def document(record: RecipeRecord) -> Document:
         ),
         Section("Recipes", pairs=[(rung.name, _about(rung)) for rung in record.rungs], remarks=_remarks(record)),
     ]
-    return Document("recipe", "", _summary(record), sections, [("again", record.repro)] if record.repro else [])
+    return Document("recipe", "", _summary(record), sections, [("Reproduce", record.repro)] if record.repro else [])
 
 
 def _summary(record: RecipeRecord) -> str:

@@ -24,6 +24,7 @@ _IQ4 = np.array(gguf.quants.IQ4_NL.kvalues, dtype=np.float32)
 _Steps = Callable[[Bytes], tuple[Float32Array, Float32Array]]
 
 
+@np.errstate(all="ignore")  # damaged scales may be anything
 def nearest(raw: Bytes, type_name: str, values: Float32Array) -> Float32Array | None:
     """For each of `values` [rows, width] the nearest level of its block in `raw`; None for a type without levels."""
     blocks = raw.reshape(-1, BLOCKS[type_name][1])
@@ -32,16 +33,14 @@ def nearest(raw: Bytes, type_name: str, values: Float32Array) -> Float32Array | 
         step, low = steps_of(blocks)
         x = values.reshape(step.size, -1)
         step, low = step.reshape(-1, 1), low.reshape(-1, 1)
-        with np.errstate(all="ignore"):  # damaged scales may be anything
-            code = np.rint((x - low) / np.where(step == 0, 1, step))
-            best: Float32Array = low + np.clip(code, 0, levels - 1).astype(np.float32) * step
+        code = np.rint((x - low) / np.where(step == 0, 1, step))
+        best: Float32Array = low + np.clip(code, 0, levels - 1).astype(np.float32) * step
         return best.reshape(values.shape)
     if type_name in _TABLE:
         scale = _TABLE[type_name](blocks)
         x = values.reshape(scale.size, -1)
         scale = scale.reshape(-1, 1)
-        with np.errstate(all="ignore"):
-            code = np.searchsorted((_IQ4[1:] + _IQ4[:-1]) / 2, x / np.where(scale == 0, 1, scale))
+        code = np.searchsorted((_IQ4[1:] + _IQ4[:-1]) / 2, x / np.where(scale == 0, 1, scale))
         return (_IQ4[code] * scale).reshape(values.shape)
     return None
 

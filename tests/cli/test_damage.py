@@ -32,6 +32,11 @@ def test_list_has_every_fault() -> None:
     assert all(row["what"] and row["shows"] for row in rows)
 
 
+def unfolded(text: str) -> str:
+    """Lines joined: where they break depends on how long the folder's name is."""
+    return " ".join(text.split())
+
+
 def test_a_copy(tmp_path: Path) -> None:
     out, record_file = tmp_path / "out.gguf", tmp_path / "record.json"
     result = call(
@@ -39,7 +44,7 @@ def test_a_copy(tmp_path: Path) -> None:
         "--seed", "5", "--checkpoint", str(EMBEDDED / "checkpoint"), "--json", str(record_file),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "2 of 169 tensors changed" in result.stdout and "blk.3.attn_q.weight" in result.stdout
+    assert "2 of 169 tensors changed" in unfolded(result.stdout) and "blk.3.attn_q.weight" in result.stdout
     record = load(DamageRecord, record_file)
     assert record.how == ["scale:1.2"] and record.seed == 5
     assert [row.name for row in record.changes] == ["blk.2.attn_q.weight", "blk.3.attn_q.weight"]
@@ -57,7 +62,7 @@ def test_a_truncated_copy_is_said_to_be_none(tmp_path: Path) -> None:
 def test_keys_alone(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     result = call(MODEL, str(out), "--set", "gemma4.rope.freq_base=float:1e4", "--drop", "general.license")
-    assert result.exit_code == 0 and "2 metadata keys changed" in result.stdout, result.output
+    assert result.exit_code == 0 and "2 metadata keys changed" in unfolded(result.stdout), result.output
 
 
 @pytest.mark.parametrize(

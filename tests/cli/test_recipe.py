@@ -20,7 +20,7 @@ def test_the_embedded_ladder_as_json_and_markdown(tmp_path: Path) -> None:
         app, ["recipe", "--tokens", "64", "--threads", "1", "-q", "--json", str(out), "--markdown", str(report)]
     )
     assert result.exit_code == 0, result.output
-    assert "gate-up-asym4" in result.stdout and "again: diffharness recipe" in result.stdout
+    assert "gate-up-asym4" in result.stdout and "Reproduce: diffharness recipe" in result.stdout
     record = json.loads(out.read_text())
     assert record["schema"] == "diffharness.recipe/1" and record["ladder"] == "gemma4" and len(record["rungs"]) == 5
     assert "| gate-up-asym4 |" in report.read_text()

@@ -40,7 +40,7 @@ def test_a_line_per_rule() -> None:
     for words in (
         "checkpoint 2.0000 ± 0.1000 · artifact 2.0020",
         "heldout: 2048 tokens, 1020 scored",
-        "again: diffharness gate m.gguf",
+        "Reproduce: diffharness gate m.gguf",
     ):
         assert words in text
     assert sum(" pass " in line for line in text.splitlines()) == 13

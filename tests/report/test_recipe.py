@@ -57,7 +57,7 @@ def test_every_recipe_is_a_row() -> None:
     assert "2.0391 ± 0.1300  +0.0391 ± 0.1300  2.7e-03 ± 1e-01  92.94% ± 13.00" in text
     assert "inf" in text and "all int4; 2.0 MiB (int4 block 32: 83, F32: 86)" in text
     assert "t0, t1, t2, t3, t4 and 2 more" in " ".join(text.split())
-    assert "again: diffharness recipe" in text
+    assert "Reproduce: diffharness recipe" in text
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -69,7 +69,7 @@ class Gemma4:
             sliding_head_dim=sliding_head_dim,
             window=h.count("attention.sliding_window"),
             eps=h.number("attention.layer_norm_rms_epsilon"),
-            global_rope_base=h.number("rope.freq_base"),
+            global_rope_base=h.number("rope.freq_base", 10_000.0),
             sliding_rope_base=h.number("rope.freq_base_swa", 10_000.0),
             sliding_n_rot=h.integer("rope.dimension_count_swa", sliding_head_dim),
             softcap=h.number("final_logit_softcapping", 30.0) or None,  # the format's default; 0 is none
