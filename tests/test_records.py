@@ -26,6 +26,7 @@ from diffharness.records import (
     parse_record,
     plain,
 )
+from diffharness.records.__main__ import record_of
 
 
 def record(**changes: object) -> RunRecord:
@@ -110,7 +111,10 @@ def test_the_schema_can_be_exported() -> None:
     assert RunRecord.model_json_schema()["properties"]["schema"]["const"] == SCHEMA
 
 
-def test_the_published_schema_is_the_one_in_force() -> None:
-    """`docs/run.schema.json` is made from the models: `python -m diffharness.records > docs/run.schema.json`."""
-    published = Path(__file__).parents[1] / "docs" / "run.schema.json"
-    assert json.loads(published.read_text(encoding="utf-8")) == RunRecord.model_json_schema(mode="serialization")
+@pytest.mark.parametrize("name", ["run", "inspect", "grade", "restore", "recipe", "gate", "damage"])
+def test_the_published_schema_is_the_one_in_force(name: str) -> None:
+    """`docs/NAME.schema.json` is made from the models: `python -m diffharness.records NAME > docs/NAME.schema.json`."""
+    published = Path(__file__).parents[1] / "docs" / f"{name}.schema.json"
+    in_force = record_of(name).model_json_schema(mode="serialization")
+    assert json.loads(published.read_text(encoding="utf-8")) == in_force
+    assert in_force["properties"]["schema"]["const"] == f"diffharness.{name}/1"
