@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from diffharness.errors import FixtureError, OutputError
+from diffharness.errors import FixtureError
 from diffharness.settings import data_dir
 from diffharness.token_difference import TokenDifference as TokenDifference
 from diffharness.token_difference import first_difference as first_difference
+from diffharness.weights.output import whole_file
 
 IntArray = NDArray[np.int64]
 
@@ -252,13 +253,6 @@ def from_ids(
     return Fixture(name=name, ids=tuple(int(i) for i in ids), chunk=chunk, adds_bos=bos_id is not None, bos_id=bos_id)
 
 
-def random_ids(n_vocab: int, n_tokens: int, *, seed: int = 0, chunk: int = DEFAULT_CHUNK) -> Fixture:
-    """Seeded uniform ids, for a model that has no tokenizer and for which no text can be made."""
-    ids = np.random.default_rng(seed).integers(0, n_vocab, n_tokens)
-    fixture = from_ids(ids.tolist(), name=f"random-{seed}", chunk=chunk)
-    return fixture._with(provenance={"made by": f"numpy default_rng({seed}), uniform over {n_vocab} ids"})
-
-
 def load_fixture(path: Path) -> Fixture:
     """Read a fixture file; FixtureError says what is wrong with it."""
     try:
@@ -282,14 +276,8 @@ def load_fixture(path: Path) -> Fixture:
 def save_fixture(fixture: Fixture, path: Path) -> None:
     """Write beside, then rename: a fixture file is whole or absent. OutputError if that cannot be done."""
     data = fixture.model_dump(by_alias=True, exclude_none=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(data, ensure_ascii=False, indent=None) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write((json.dumps(data, ensure_ascii=False, indent=None) + "\n").encode("utf-8"))
 
 
 def read_text(path: Path) -> str:

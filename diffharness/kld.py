@@ -24,7 +24,7 @@ from diffharness.records.grade import Estimate, KlStatistics, PositionBucket
 BoolArray = NDArray[np.bool_]
 
 _BLOCK_ELEMENTS = 1 << 20  # 8 MiB of float64 per temporary
-_FEWEST = 10  # positions that a standard error needs more of
+FEWEST = 10  # positions that a standard error needs more of
 
 _TAILS = {"99.9%": 99.9, "99%": 99.0, "95%": 95.0, "90%": 90.0}
 _HEADS = {"10%": 10.0, "5%": 5.0, "1%": 1.0, "0.1%": 0.1}
@@ -156,7 +156,7 @@ def mean(values: Float64Array) -> Estimate:
     value = float(values.mean())
     if not math.isfinite(value):
         return Estimate(value=math.inf)
-    return Estimate(value=value, error=math.sqrt(float(values.var()) / (n - 1)) if n > _FEWEST else None)
+    return Estimate(value=value, error=math.sqrt(float(values.var()) / (n - 1)) if n > FEWEST else None)
 
 
 def by_position(series: Series, positions: IntArray, buckets: Sequence[tuple[int, int]]) -> list[PositionBucket]:
@@ -179,7 +179,7 @@ def by_position(series: Series, positions: IntArray, buckets: Sequence[tuple[int
 
 def _covariance(a: Float64Array, b: Float64Array) -> float:
     """Of the two means: the covariance of the values over n - 1."""
-    if len(a) < _FEWEST or not (np.isfinite(a).all() and np.isfinite(b).all()):
+    if len(a) < FEWEST or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.nan
     return float(((a - a.mean()) * (b - b.mean())).mean()) / (len(a) - 1)
 

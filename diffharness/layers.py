@@ -1,9 +1,14 @@
-"""Which layers and positions something touches, in words. Pure functions of numbers."""
+"""Which layers and positions something touches, in words; lists of layers, written and read. Pure functions."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+
+from diffharness.errors import BadInputError
+
+_RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 
 def ranges(numbers: Collection[int]) -> str:
@@ -15,6 +20,19 @@ def ranges(numbers: Collection[int]) -> str:
         else:
             runs.append([n])
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def parse_layers(text: str, n_layer: int | None = None) -> frozenset[int]:
+    """{0, 1, 2, 7} for `0-2,7`. BadInputError for anything else, and for layers that a model of `n_layer` lacks."""
+    layers: set[int] = set()
+    of = f" from 0 to {n_layer - 1}" if n_layer is not None else ""
+    for part in text.replace(" ", "").split(","):
+        match = _RANGE.fullmatch(part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if last < first or (n_layer is not None and last >= n_layer):
+            raise BadInputError(f"expected layers{of}, such as 0-5 or 0,3,6-8, found {text!r}")
+        layers.update(range(first, last + 1))
+    return frozenset(layers)
 
 
 def period(layers: Collection[int], n_layer: int) -> tuple[int, list[int]] | None:

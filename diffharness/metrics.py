@@ -46,7 +46,7 @@ def nmse_per_token(a: FloatArray, b: FloatArray) -> Float64Array:
     if len(a) == 0:
         return np.zeros(0)
     error, power = _error_and_power(a.reshape(len(a), -1), b.reshape(len(b), -1))
-    return _ratio(error, power)
+    return ratio(error, power)
 
 
 def cosine(a: FloatArray, b: FloatArray) -> float:
@@ -162,13 +162,6 @@ def flips(ref: FloatArray, other: FloatArray) -> Flips:
     return Flips(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
-def top1_agreement(ref: FloatArray, other: FloatArray) -> float:
-    """The share of rows whose most likely token is the same, 0 to 1."""
-    if len(ref) == 0:
-        raise ValueError("top-1 agreement of no positions")
-    return 1.0 - len(flips(ref, other).positions) / len(ref)
-
-
 @dataclass(frozen=True)
 class LogitComparison:
     """Two sides' logits at some positions, b the reference; nats where there is a unit.
@@ -221,7 +214,7 @@ def compare_logits(ref: FloatArray, other: FloatArray, rows: IntArray | None = N
         kl_max=float(kl.max()),
         top1=1.0 - len(all_flips.positions) / chosen.size,
         rows=chosen,
-        nmse_series=_ratio(error, power),
+        nmse_series=ratio(error, power),
         kl_series=kl,
         flips=all_flips,
     )
@@ -231,6 +224,13 @@ def percentile(series: Float64Array, q: float) -> float:
     """The q-th percentile, linear between neighbours, and the upper neighbour if that is inf."""
     method = "linear" if np.isfinite(series).all() else "higher"
     return float(np.percentile(series, q, method=method))  # type: ignore[call-overload]
+
+
+def ratio(error: Float64Array, power: Float64Array) -> Float64Array:
+    """error/power with 0/0 = 0, x/0 = inf, and inf for anything that is not finite."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        found = np.where(error == 0.0, 0.0, error / power)
+    return np.where(np.isfinite(error) & np.isfinite(power), found, np.inf)
 
 
 # -- helpers ------------------------------------------------------------------------------------------
@@ -270,15 +270,8 @@ def _error_and_power(a: FloatArray, b: FloatArray) -> tuple[Float64Array, Float6
     return error, power
 
 
-def _ratio(error: Float64Array, power: Float64Array) -> Float64Array:
-    """error/power with 0/0 = 0, x/0 = inf, and inf for anything that is not finite."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = np.where(error == 0.0, 0.0, error / power)
-    return np.where(np.isfinite(error) & np.isfinite(power), ratio, np.inf)
-
-
 def _total_ratio(error: Float64Array, power: Float64Array) -> float:
-    return float(_ratio(error.sum(keepdims=True), power.sum(keepdims=True))[0])
+    return float(ratio(error.sum(keepdims=True), power.sum(keepdims=True))[0])
 
 
 def _kl(ref: FloatArray, other: FloatArray) -> Float64Array:

@@ -145,7 +145,7 @@ def load_engine(name_or_path: str | os.PathLike[str]) -> EngineSettings:
             known = ", ".join(engine_names())
             raise SettingsError(f"no engine settings are called {name_or_path}", hint=f"known: {known}; or give a file")
         path = named
-    data = _read_yaml(path)
+    data = _read_yaml(path, hint="configs/engines/example.yaml shows the form of engine settings")
     settings: EngineSettings = _validated(EngineSettings, {"name": path.stem, **data}, path)
     # paths in a file are meant from where the file is
     return settings.changed(
@@ -171,7 +171,7 @@ def _resolved(value: Path, base: Path) -> Path:
     return Path(os.path.abspath(base / value.expanduser()))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, hint: str | None = None) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as err:
@@ -180,13 +180,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(err, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
         what = getattr(err, "problem", None) or str(err).splitlines()[0]
-        raise SettingsError(
-            f"{path} is not YAML{where}: {what}", hint="configs/engines/example.yaml shows the form of engine settings"
-        ) from err
+        raise SettingsError(f"{path} is not YAML{where}: {what}", hint=hint) from err
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise SettingsError(f"{path} holds a {type(data).__name__}, a mapping was expected")
+        raise SettingsError(f"{path} holds a {type(data).__name__}, a mapping was expected", hint=hint)
     return {str(key): value for key, value in data.items()}
 
 
@@ -195,9 +193,11 @@ def _validated(model: type[Any], data: dict[str, Any], path: Path) -> Any:
         return model.model_validate(data)
     except ValidationError as err:
         first = err.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+        # pydantic puts the names of its own validators among the keys, and its own words before ours
+        where = ".".join(str(part) for part in first["loc"] if "[" not in str(part)) or "the file"
         hint = "configs/engines/example.yaml explains each setting" if model is EngineSettings else None
-        what = first["msg"]
+        what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            what = f"no such setting; known: {', '.join(sorted(model.model_fields))}"
+            known = f"; known: {', '.join(sorted(model.model_fields))}" if len(first["loc"]) == 1 else ""
+            what = f"no such setting{known}"
         raise SettingsError(f"{path}: {where}: {what}", hint=hint) from err

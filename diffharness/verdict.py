@@ -61,22 +61,19 @@ def decide(
     kinds = {finding.kind for finding in findings if finding.kind is not None} - {"agree"}
     if "artifact.file" in kinds:
         kinds -= _FROM_NUMBERS
-    guilty: list[VerdictKind] = [kind for kind in _ordered(kinds, findings) if kind != "inconclusive"]
-    if guilty:
-        primary = guilty[0]
-        lead = next(finding for finding in findings if finding.kind == primary)
-        also = f" Also: {', '.join(guilty[1:])}." if guilty[1:] else ""
-        return Verdict(
-            primary=primary,
-            all=guilty,
-            summary=_sentence(lead.message) + also,
-            next_step=lead.next_step,
-        )
+    if kinds - {"inconclusive"}:
+        return _guilty(kinds, findings)
     status = {name: legs.get(name).status for name in LEG_NAMES}
     unexplained = "fail" in status.values()  # a failing leg has a finding; if not, nothing is certain
     if "inconclusive" in kinds or unexplained or not any(status[name] == "pass" for name in needs):
         return _inconclusive(legs, findings, model, needs)
     return Verdict(primary="agree", all=["agree"], summary=_agreement(legs), next_step=_next_step(legs, model))
+
+
+def of_findings(findings: Sequence[Finding]) -> Verdict | None:
+    """The verdict where findings alone decide, of a command without legs; None where none of them accuses."""
+    kinds = {finding.kind for finding in findings if finding.kind is not None}
+    return _guilty(kinds, findings) if kinds else None
 
 
 def exit_code(verdict: Verdict, findings: Sequence[Finding] = ()) -> int:
@@ -90,9 +87,13 @@ def exit_code(verdict: Verdict, findings: Sequence[Finding] = ()) -> int:
     return {"agree": 0, "inconclusive": 125}.get(verdict.primary, 1)
 
 
-def first_sentence(verdict: Verdict) -> str:
-    """`engine.graph: …`, the line that a bug report begins with."""
-    return f"{verdict.primary}: {verdict.summary}"
+def _guilty(kinds: Collection[VerdictKind], findings: Sequence[Finding]) -> Verdict:
+    """Inconclusive only where nothing else is."""
+    ordered = _ordered(kinds, findings)
+    guilty: list[VerdictKind] = [kind for kind in ordered if kind != "inconclusive"] or ordered
+    lead = next(finding for finding in findings if finding.kind == guilty[0])
+    also = f" Also: {', '.join(guilty[1:])}." if guilty[1:] else ""
+    return Verdict(primary=guilty[0], all=guilty, summary=_sentence(lead.message) + also, next_step=lead.next_step)
 
 
 def _ordered(kinds: Collection[VerdictKind], findings: Sequence[Finding]) -> list[VerdictKind]:

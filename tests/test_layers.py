@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffharness.layers import buckets, describe_layers, describe_positions, period, ranges
+from diffharness.errors import BadInputError
+from diffharness.layers import buckets, describe_layers, describe_positions, parse_layers, period, ranges
 
 GEMMA = ["sliding"] * 5 + ["global"]
 
@@ -55,11 +56,18 @@ def test_buckets_cover_every_position_once(length: int, landmarks: list[int]) ->
 
 @given(st.sets(st.integers(0, 30), min_size=1))
 def test_ranges_name_every_number(numbers: set[int]) -> None:
-    found: set[int] = set()
-    for part in ranges(numbers).split(", "):
-        low, _, high = part.partition("-")
-        found |= set(range(int(low), int(high or low) + 1))
-    assert found == numbers
+    assert parse_layers(ranges(numbers)) == parse_layers(ranges(numbers), 31) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-3", "0-", "1-99999"])
+def test_layers_misspelled(text: str) -> None:
+    with pytest.raises(BadInputError, match="expected layers, such as"):
+        parse_layers(text)
+
+
+def test_layers_that_a_model_lacks() -> None:
+    with pytest.raises(BadInputError, match="expected layers from 0 to 5"):
+        parse_layers("0-6", 6)
 
 
 def test_period_needs_to_be_seen_twice() -> None:

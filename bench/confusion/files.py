@@ -11,10 +11,11 @@ import numpy as np
 
 from bench.confusion.cases import EMBEDDED, Base, Case, Weighting
 from bench.confusion.lineage import trained
-from diffharness.damage import Damage, Options, apply, parse_layers
+from diffharness.damage import Damage, Options, apply
 from diffharness.engine.quantizer import Quantizer
 from diffharness.engine.runner import Engine
 from diffharness.fixture import from_ids, save_fixture
+from diffharness.layers import parse_layers
 from diffharness.settings import EngineSettings, data_dir
 from diffharness.weights.checkpoint import Checkpoint
 from diffharness.weights.convert import checkpoint_to_gguf

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from diffharness.errors import BadInputError, OutputError
+from diffharness.weights.output import whole_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,9 +56,15 @@ ModelArgument = Annotated[
         metavar="MODEL", help="A GGUF: a path, or hf://owner/repo/file.gguf.", show_default="the embedded model"
     ),
 ]
+RequiredModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A GGUF: a path, or hf://owner/repo/file.gguf.")
+]
 CheckpointOption = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="DIR", help="The Hugging Face folder that MODEL claims to come from."),
+]
+RequiredCheckpointOption = Annotated[
+    Path, typer.Option("--checkpoint", metavar="DIR", help="The Hugging Face folder that MODEL claims to come from.")
 ]
 FixtureOption = Annotated[
     str | None,
@@ -74,12 +81,6 @@ ConfigOption = Annotated[
 EngineOption = Annotated[
     str | None,
     typer.Option("--engine", metavar="NAME|FILE", help="Engine settings: a name under configs/engines, or a file."),
-]
-EnginesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--engine", metavar="NAME|FILE", help="Engine settings: a name under configs/engines, or a file. Repeatable."
-    ),
 ]
 OverrideKvOption = Annotated[
     list[str] | None,
@@ -202,25 +203,22 @@ def _output_errors(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: beside its place first, then renamed. OutputError if it cannot be."""
+    """Write a whole file or nothing: beside its place first, then renamed. OutputError if it cannot be.
+
+    A device or pipe (/dev/stdout) is written to and stays what it is, and so does a link to a file.
+    """
+    data = text.encode("utf-8")
     with _output_errors(path):
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(part, 0o666 & ~_umask())
-            os.replace(part, path)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+        if _is_special(path):
+            path.write_bytes(data)
+            return
+    with whole_file(path.resolve()) as file:
+        file.write(data)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _is_special(path: Path) -> bool:
+    """Whether something is there that is neither file nor folder: renaming a file over it would destroy it."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def require_writable(*targets: Path | None) -> None:
@@ -235,7 +233,11 @@ def require_writable(*targets: Path | None) -> None:
         with _output_errors(path):
             if path.is_dir():
                 raise IsADirectoryError(21, "it is a folder")
-            with tempfile.TemporaryFile(dir=path.parent):
+            if _is_special(path):
+                if not os.access(path, os.W_OK):
+                    raise PermissionError(13, "Permission denied")
+                continue
+            with tempfile.TemporaryFile(dir=path.resolve().parent):
                 pass
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from diffharness.cli._common import (
-    ARGUMENTS,
     CheckpointOption,
     EngineOption,
     JsonOption,
@@ -18,9 +16,9 @@ from diffharness.cli._common import (
     VerboseOption,
     model_path,
     present,
-    progress_console,
     require_writable,
 )
+from diffharness.cli._request import command_line, engine_settings, progress_lines
 from diffharness.errors import BadInputError
 
 
@@ -42,7 +40,8 @@ def damage(
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option("--layers", metavar="2-5,7", help="Only in these layers.", show_default="all")
+        str | None,
+        typer.Option("--layers", metavar="A-B", help="Only in these layers, such as 2-5,7.", show_default="all"),
     ] = None,
     strength: Annotated[
         float | None,
@@ -77,11 +76,10 @@ def damage(
     """
     require_writable(json_file, markdown)
 
-    from diffharness.damage import Options, parse_layers
+    from diffharness.damage import Options
+    from diffharness.layers import parse_layers
     from diffharness.pipeline import damaging
-    from diffharness.report._format import clean
     from diffharness.report.damage import document
-    from diffharness.settings import load_engine
 
     if list_faults:
         record = damaging.listed()
@@ -96,15 +94,15 @@ def damage(
             source=model_path(model),
             out=out,
             how=how or [],
-            engine=load_engine(engine or "native"),
+            engine=engine_settings(engine, None),
             seed=seed,
             options=Options(tensors, parse_layers(layers) if layers is not None else None, strength, type_name),
             checkpoint=checkpoint,
             set_keys=set_keys or [],
             drop_keys=drop_keys or [],
-            repro=shlex.join(["diffharness", *ctx.meta.get(ARGUMENTS, ())]),
+            repro=command_line(ctx),
         )
     )
     if record.truncated_from is not None:
-        progress_console().print(clean(f"{out} was cut short on purpose: nothing can read it as a GGUF"), markup=False)
+        progress_lines(quiet=False)(f"{out} was cut short on purpose: nothing can read it as a GGUF")
     present(document(record), record, json_file, markdown)

@@ -38,7 +38,7 @@ class Check:
 def doctor(engine: EngineOption = None, json_file: JsonOption = None, verbose: VerboseOption = 0) -> None:
     """Show what this machine and engine build are, and what is missing.
 
-    Exits with 0 if a run can be made, with 1 if something essential is missing.
+    Exit code: 0 a run can be made; 1 something essential is missing.
     """
     machine = this_machine()
     build, engine_checks = _engine(engine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffharness.cli._common import (
-    ARGUMENTS,
     STDOUT,
     CheckpointOption,
     ConfigOption,
@@ -29,16 +27,15 @@ from diffharness.cli._common import (
     model_path,
     present,
     printing,
-    progress_console,
     require_writable,
     taken,
 )
+from diffharness.cli._request import command_line, embedded, engine_settings, progress_lines
 from diffharness.errors import BadInputError
 
 if TYPE_CHECKING:
     from diffharness.records.gate import Outcome
 
-EMBEDDED = "tiny-gemma4"
 EXIT: dict[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 125}
 
 
@@ -76,40 +73,34 @@ def gate(
     require_writable(json_file, markdown, junit)
     if junit == STDOUT:
         raise BadInputError("expected a file for --junit, found -", hint="give it a name; CI systems read files")
-    if model is not None and checkpoint is None:
-        raise BadInputError("expected the checkpoint to judge MODEL by", hint="give it with --checkpoint DIR")
 
     from diffharness.forensics.gate import load_gate
     from diffharness.pipeline.gating import GateRequest, run_gate
-    from diffharness.report._format import clean
     from diffharness.report.ci import to_annotations, to_junit
     from diffharness.report.gate import document
-    from diffharness.settings import data_dir, load_engine, load_tolerances
+    from diffharness.settings import load_tolerances
 
-    folder = data_dir("fixtures") / EMBEDDED
     if model is None:
-        fixture = fixture or str(folder / "heldout.json")
-    settings = load_engine(engine or "native")
-    if threads is not None:
-        import torch
-
-        settings = settings.changed(threads=threads)
-        torch.set_num_threads(threads)
-    progress = progress_console(quiet)
+        own = embedded()
+        model_file, checkpoint, fixture = own.model, checkpoint or own.checkpoint, fixture or own.fixture
+    elif checkpoint is None:
+        raise BadInputError("expected the checkpoint to judge MODEL by", hint="give it with --checkpoint DIR")
+    else:
+        model_file = model_path(model)
     record = run_gate(
         GateRequest(
-            model=folder / f"{EMBEDDED}-Q4_K_M.gguf" if model is None else model_path(model),
-            checkpoint=checkpoint or folder / "checkpoint",
+            model=model_file,
+            checkpoint=checkpoint,
             gate=load_gate(gate_file),
             gate_name=str(gate_file or "configs/gate.yaml"),
-            engine=settings,
+            engine=engine_settings(engine, threads),
             tolerances=load_tolerances(config),
             fixture=fixture,
             n_tokens=tokens,
             device=device,
             dtype=dtype,
-            repro=shlex.join(["diffharness", *ctx.meta.get(ARGUMENTS, ())]),
-            say=lambda text: progress.print(clean(text), markup=False),
+            repro=command_line(ctx),
+            say=progress_lines(quiet),
         )
     )
     emit(junit, to_junit(record) if junit else "")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Annotated
 
 import typer
 
 from diffharness.cli._common import (
-    ARGUMENTS,
     CheckpointOption,
     ConfigOption,
     DeviceOption,
@@ -26,10 +24,10 @@ from diffharness.cli._common import (
     make_folder,
     model_path,
     present,
-    progress_console,
     require_writable,
     write_text,
 )
+from diffharness.cli._request import command_line, engine_settings, progress_lines
 
 
 def grade(
@@ -85,22 +83,14 @@ def grade(
     from diffharness.pipeline.grade_inputs import GradeRequest
     from diffharness.pipeline.grading import grade as grade_all
     from diffharness.pipeline.grading import has_errors, is_beyond
-    from diffharness.report._format import clean
     from diffharness.report.document import to_markdown
     from diffharness.report.grade import document
-    from diffharness.settings import load_engine, load_tolerances
+    from diffharness.settings import load_tolerances
 
-    settings = load_engine(engine or "native")
-    if threads is not None:
-        import torch
-
-        settings = settings.changed(threads=threads)
-        torch.set_num_threads(threads)
-    progress = progress_console(quiet)
     record = grade_all(
         GradeRequest(
             models=tuple(models),
-            engine=settings,
+            engine=engine_settings(engine, threads),
             tolerances=load_tolerances(config),
             checkpoint=checkpoint,
             against=against,
@@ -114,9 +104,9 @@ def grade(
             device=device,
             dtype=dtype,
             out=out,
-            repro=shlex.join(["diffharness", *ctx.meta.get(ARGUMENTS, ())]),
+            repro=command_line(ctx),
             locate=model_path,
-            say=lambda text: progress.print(clean(text), markup=False),
+            say=progress_lines(quiet),
         )
     )
     shown = document(record, full=full)

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from diffharness.cli._common import (
-    ARGUMENTS,
     ConfigOption,
     EngineOption,
     JsonOption,
     MarkdownOption,
     QuietOption,
+    RequiredCheckpointOption,
+    RequiredModelArgument,
     ThreadsOption,
     VerboseOption,
     model_path,
     present,
-    progress_console,
     require_writable,
 )
 from diffharness.cli._progress import progress_bar
+from diffharness.cli._request import command_line, engine_settings, progress_lines
 
 
 def inspect(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF: a path, or hf://owner/repo/file.gguf.")],
-    checkpoint: Annotated[
-        Path,
-        typer.Option("--checkpoint", metavar="DIR", help="The Hugging Face folder that MODEL claims to come from."),
-    ],
+    model: RequiredModelArgument,
+    checkpoint: RequiredCheckpointOption,
     config: ConfigOption = None,
     engine: EngineOption = None,
     threads: ThreadsOption = None,
@@ -52,24 +46,19 @@ def inspect(
 
     from diffharness.pipeline.inspecting import InspectRequest
     from diffharness.pipeline.inspecting import inspect as inspect_all
-    from diffharness.report._format import clean
     from diffharness.report.inspect import document
-    from diffharness.settings import load_engine, load_tolerances
+    from diffharness.settings import load_tolerances
     from diffharness.verdict import exit_code
 
-    settings = load_engine(engine or "native")
-    if threads is not None:
-        settings = settings.changed(threads=threads)
-    progress = progress_console(quiet)
     with progress_bar("tensors", quiet=quiet) as watch:
         record = inspect_all(
             InspectRequest(
                 model=model_file,
                 checkpoint=checkpoint,
-                engine=settings,
+                engine=engine_settings(engine, threads),
                 tolerances=load_tolerances(config),
-                repro=shlex.join(["diffharness", *ctx.meta.get(ARGUMENTS, ())]),
-                say=lambda text: progress.print(clean(text), markup=False),
+                repro=command_line(ctx),
+                say=progress_lines(quiet),
                 watch=watch,
             )
         )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from diffharness.cli._common import (
-    ARGUMENTS,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     FixtureOption,
     JsonOption,
     MarkdownOption,
@@ -20,12 +19,11 @@ from diffharness.cli._common import (
     TokensOption,
     VerboseOption,
     present,
-    progress_console,
     require_writable,
 )
+from diffharness.cli._request import command_line, embedded, engine_settings, progress_lines
 from diffharness.errors import BadInputError
 
-EMBEDDED = "tiny-gemma4"
 DEFAULT_LADDER = "gemma4"
 
 CheckpointArgument = Annotated[
@@ -60,6 +58,7 @@ def recipe(
     write: WriteOption = None,
     fixture: FixtureOption = None,
     tokens: TokensOption = None,
+    engine: EngineOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     dtype: DtypeOption = "float32",
@@ -80,35 +79,25 @@ def recipe(
 
     from diffharness.forensics.recipes.library import load_ladder, load_recipe, unique_names
     from diffharness.pipeline.recipes import RecipeRequest, run_recipes
-    from diffharness.report._format import clean
     from diffharness.report.recipe import document
-    from diffharness.settings import data_dir, load_engine
 
     if checkpoint is None:
-        checkpoint = data_dir("fixtures") / EMBEDDED / "checkpoint"
-        fixture = fixture or str(data_dir("fixtures") / EMBEDDED / "heldout.json")
+        checkpoint, fixture = embedded().checkpoint, fixture or embedded().fixture
     named = ladder or (None if recipes else DEFAULT_LADDER)
     chosen = unique_names([*(load_ladder(named) if named else []), *map(load_recipe, recipes or [])])
-    settings = load_engine("native")
-    if threads is not None:
-        import torch
-
-        settings = settings.changed(threads=threads)
-        torch.set_num_threads(threads)
-    progress = progress_console(quiet)
     record = run_recipes(
         RecipeRequest(
             checkpoint=checkpoint,
             recipes=chosen,
-            engine=settings,
+            engine=engine_settings(engine, threads),
             ladder=named,
             fixture=fixture,
             n_tokens=tokens,
             device=device,
             dtype=dtype,
             write=write,
-            repro=shlex.join(["diffharness", *ctx.meta.get(ARGUMENTS, ())]),
-            say=lambda text: progress.print(clean(text), markup=False),
+            repro=command_line(ctx),
+            say=progress_lines(quiet),
         )
     )
     present(document(record), record, json_file, markdown)

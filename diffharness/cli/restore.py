@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from diffharness.cli._common import (
-    ARGUMENTS,
     ConfigOption,
     DeviceOption,
     DtypeOption,
@@ -18,24 +15,23 @@ from diffharness.cli._common import (
     JsonOption,
     MarkdownOption,
     QuietOption,
+    RequiredCheckpointOption,
+    RequiredModelArgument,
     ThreadsOption,
     TokensOption,
     VerboseOption,
     model_path,
     present,
-    progress_console,
     require_writable,
 )
+from diffharness.cli._request import command_line, engine_settings, progress_lines
 from diffharness.errors import BadInputError
 
 
 def restore(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF: a path, or hf://owner/repo/file.gguf.")],
-    checkpoint: Annotated[
-        Path,
-        typer.Option("--checkpoint", metavar="DIR", help="The Hugging Face folder that MODEL claims to come from."),
-    ],
+    model: RequiredModelArgument,
+    checkpoint: RequiredCheckpointOption,
     by: Annotated[
         Literal["class", "layer", "block"] | None,
         typer.Option("--by", help="What is put back together.", show_default="class"),
@@ -89,23 +85,15 @@ def restore(
 
     from diffharness.pipeline.restoring import RestoreRequest
     from diffharness.pipeline.restoring import restore as restore_all
-    from diffharness.report._format import clean
     from diffharness.report.restore import document
-    from diffharness.settings import load_engine, load_tolerances
+    from diffharness.settings import load_tolerances
     from diffharness.verdict import exit_code
 
-    settings = load_engine(engine or "native")
-    if threads is not None:
-        import torch
-
-        settings = settings.changed(threads=threads)
-        torch.set_num_threads(threads)
-    progress = progress_console(quiet)
     record = restore_all(
         RestoreRequest(
             model=model_file,
             checkpoint=checkpoint,
-            engine=settings,
+            engine=engine_settings(engine, threads),
             tolerances=load_tolerances(config),
             fixture=fixture,
             n_tokens=tokens,
@@ -118,8 +106,8 @@ def restore(
             budget=budget,
             device=device,
             dtype=dtype,
-            repro=shlex.join(["diffharness", *ctx.meta.get(ARGUMENTS, ())]),
-            say=lambda text: progress.print(clean(text), markup=False),
+            repro=command_line(ctx),
+            say=progress_lines(quiet),
         )
     )
     present(document(record), record, json_file, markdown)

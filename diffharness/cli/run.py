@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from diffharness.cli._common import (
-    ARGUMENTS,
     CheckpointOption,
     ConfigOption,
     DeviceOption,
@@ -31,17 +29,15 @@ from diffharness.cli._common import (
     make_folder,
     model_path,
     printing,
-    progress_console,
     require_writable,
     result_console,
     write_text,
 )
+from diffharness.cli._request import command_line, embedded, engine_settings, progress_lines
 from diffharness.errors import ArtifactFileError
 
 if TYPE_CHECKING:
     from diffharness.records import RunRecord
-
-EMBEDDED = "tiny-gemma4"
 
 
 def run(
@@ -70,29 +66,22 @@ def run(
     """
     require_writable(json_file, markdown)
     if model is None:
-        model_file, checkpoint, fixture = _embedded(checkpoint, fixture)
+        own = embedded()
+        model_file, checkpoint, fixture = own.model, checkpoint or own.checkpoint, fixture or own.fixture
     else:
         model_file = model_path(model)
 
     from diffharness.pipeline import RunRequest
     from diffharness.pipeline import run as run_all
-    from diffharness.report._format import clean
     from diffharness.report.terminal import print_record
-    from diffharness.settings import load_engine, load_tolerances
+    from diffharness.settings import load_tolerances
     from diffharness.verdict import exit_code
 
-    settings = load_engine(engine or "native")
-    if threads is not None:
-        import torch
-
-        settings = settings.changed(threads=threads)
-        torch.set_num_threads(threads)
-    progress = progress_console(quiet)
     with _folder(out):
         record = run_all(
             RunRequest(
                 model=model_file,
-                engine=settings,
+                engine=engine_settings(engine, threads),
                 tolerances=load_tolerances(config),
                 checkpoint=checkpoint,
                 fixture=fixture,
@@ -101,8 +90,8 @@ def run(
                 device=device,
                 dtype=dtype,
                 out=out,
-                repro=shlex.join(["diffharness", *ctx.meta.get(ARGUMENTS, ())]),
-                say=lambda text: progress.print(clean(text), markup=False),
+                repro=command_line(ctx),
+                say=progress_lines(quiet),
             )
         )
         _report(record, out, json_file, markdown)
@@ -129,18 +118,6 @@ def _folder(out: Path | None) -> Iterator[None]:
             with contextlib.suppress(OSError):  # it is not empty
                 out.rmdir()
         raise
-
-
-def _embedded(checkpoint: Path | None, fixture: str | None) -> tuple[Path, Path, str]:
-    """The model that ships with the package, where the caller names nothing else."""
-    from diffharness.settings import data_dir
-
-    folder = data_dir("fixtures") / EMBEDDED
-    return (
-        folder / "tiny-gemma4-Q4_K_M.gguf",
-        checkpoint or folder / "checkpoint",
-        fixture or str(folder / "heldout.json"),
-    )
 
 
 def _report(record: RunRecord, out: Path | None, json_file: Path | None, markdown: Path | None) -> None:

@@ -1,7 +1,7 @@
 """Seeded faults on a copy of a GGUF: for tests, demos, and whoever doubts what the other commands say."""
 
 from diffharness.damage.applying import KEY, Change, Damage, apply
-from diffharness.damage.draft import Draft, Edit, Fault, Options, Quantize, Target, parse_layers
+from diffharness.damage.draft import Draft, Edit, Fault, Options, Quantize, Target
 from diffharness.damage.faults import FAULTS
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "Quantize",
     "Target",
     "apply",
-    "parse_layers",
 ]

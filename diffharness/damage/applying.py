@@ -15,10 +15,11 @@ import numpy as np
 from diffharness.damage import faults as table
 from diffharness.damage.draft import Bytes, Content, Draft, Fault, Options, Quantize, Target, select
 from diffharness.damage.metadata import parse_set, said
-from diffharness.errors import BadInputError, OutputError
+from diffharness.errors import BadInputError, CheckpointError, OutputError
 from diffharness.weights.gguf_file import GgufFile, open_gguf
 from diffharness.weights.gguf_values import encode_value
 from diffharness.weights.gguf_write import RawTensor, write_tensors
+from diffharness.weights.output import require_replaceable
 from diffharness.weights.source import WeightSource
 
 KEY = "diffharness.damage"
@@ -77,7 +78,13 @@ def apply(
     if not how and not set_keys and not drop_keys:
         raise BadInputError("expected a fault, found none", hint="--how NAME; `diffharness damage --list` has all")
     with open_gguf(Path(source)) as artifact:
+        require_replaceable(path)
         _refuse_same(artifact, path)
+        if checkpoint is not None and checkpoint.arch != artifact.arch:
+            raise CheckpointError(
+                f"{checkpoint.label} is a {checkpoint.arch} model, the artifact {artifact.label} says {artifact.arch}",
+                hint="give the checkpoint that the artifact was made from",
+            )
         draft = Draft(
             contents={name: _stored(artifact, name, checkpoint) for name in artifact.tensors},
             metadata=artifact.metadata,
@@ -160,7 +167,8 @@ def _chosen(text: str, options: Options, n_faults: int) -> tuple[Fault, float]:
     strength = _number(name, given) if colon else fault.strength if options.strength is None else options.strength
     low, high = fault.limits
     if fault.takes_strength and not (math.isfinite(strength) and low <= strength <= high):
-        raise BadInputError(f"{name}: its strength ({fault.means}) is from {low:g} to {high:g}, found {strength:g}")
+        wanted = f"from {low:g} to {high:g}" if math.isfinite(low) or math.isfinite(high) else "a finite number"
+        raise BadInputError(f"{name}: its strength ({fault.means}) is {wanted}, found {strength:g}")
     return fault, strength
 
 

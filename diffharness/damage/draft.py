@@ -149,7 +149,8 @@ def select(contents: Mapping[str, Content], pattern: str, layers: frozenset[int]
     if not matching:
         some = ", ".join(list(contents)[:6])
         raise BadInputError(
-            f"--tensors {pattern!r} matches none of the {len(contents)} tensors", hint=f"they are named like {some}"
+            f"{pattern!r} matches none of the {len(contents)} tensors",
+            hint=f"choose some with --tensors; they are named like {some}",
         )
     found = [name for name in matching if layers is None or split(name)[0] in layers]
     if not found:
@@ -159,19 +160,6 @@ def select(contents: Mapping[str, Content], pattern: str, layers: frozenset[int]
             hint=f"the model has layers {there[0]} to {there[-1]}" if there else "the model has no layers",
         )
     return found
-
-
-def parse_layers(text: str) -> frozenset[int]:
-    """`2-5,7` as {2, 3, 4, 5, 7}; BadInputError for anything else."""
-    layers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(first) > 4 or len(last) > 4:
-            raise BadInputError(f"--layers {text!r}: expected numbers and ranges, found {part.strip()!r}", hint="2-5,7")
-        if dash and int(last) < int(first):
-            raise BadInputError(f"--layers {text!r}: the range {part.strip()} ends before it begins")
-        layers.update(range(int(first), int(last or first) + 1))
-    return frozenset(layers)
 
 
 def share_of(n: int, share: float, least: int = 1) -> int:

@@ -16,7 +16,7 @@ from diffharness.damage.draft import Bytes, Content, Draft, Edit, Fault, Plan, T
 from diffharness.damage.values import fitting
 from diffharness.errors import BadInputError
 from diffharness.taps import split
-from diffharness.weights.names._map import RotaryPairs
+from diffharness.weights.names import RotaryPairs
 from diffharness.weights.source import Float32Array, IntArray, TensorInfo
 
 _Heads = tuple[int, int]  # of queries, of keys and values

@@ -1,4 +1,4 @@
-"""The worker's jobs that quantize: rows of a file, whole files, and rows in shared memory, request after request.
+"""The worker's jobs that quantize: whole files, and rows in shared memory, request after request.
 
 Standard library, numpy and llama_cpp only.
 """
@@ -17,25 +17,6 @@ import numpy as np
 
 from diffharness.engine.session import Job, Session
 from diffharness.errors import DiffharnessError, EngineError
-
-
-def quantize_rows(session: Session, job: Job) -> dict[str, Any]:
-    """Rows of a raw float32 file to a raw file of blocks, item after item; returns each item's bytes."""
-    session.phase("quantize")
-    source = np.memmap(job["source"], dtype=np.uint8, mode="r")
-    sizes = []
-    with open(job["out"], "wb") as out:
-        for item in job["items"]:
-            n_rows, n_per_row = item["n_rows"], item["n_per_row"]
-            start, type_id = item["offset"], session.ggml.type_id(item["type"], session.llama)
-            begun = out.tell()
-            step = max(1, (16 << 20) // (4 * n_per_row))
-            for row in range(0, n_rows, step):
-                end = min(n_rows, row + step)
-                raw = source[start + row * n_per_row * 4 : start + end * n_per_row * 4]
-                out.write(session.ggml.quantize(raw.view(np.float32).reshape(end - row, n_per_row), type_id).data)
-            sizes.append(out.tell() - begun)
-    return {"sizes": sizes}
 
 
 def quantize_file(session: Session, job: Job) -> dict[str, Any]:

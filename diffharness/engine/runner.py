@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from diffharness.captures import Capture
 from diffharness.engine.process import EngineCrash, Progress, run_job
-from diffharness.errors import BadInputError, OutputError, SettingsError
+from diffharness.errors import BadInputError, SettingsError
 from diffharness.settings import EngineSettings
 
-__all__ = ["Engine", "EngineCrash", "EngineRun", "RowsToQuantize", "Vocabulary", "check_overrides"]
+__all__ = ["Engine", "EngineCrash", "EngineRun", "Vocabulary", "check_overrides"]
 
 # What llama_model_quantize refuses to make of a layer's tensor without an importance matrix.
 NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
@@ -59,14 +59,6 @@ class Vocabulary:
     adds_bos: bool
     has_tokenizer: bool
     pieces: dict[int, str]  # of the ids that were asked for
-
-
-@dataclass(frozen=True)
-class RowsToQuantize:
-    """A matrix and the ggml type it is to be stored in."""
-
-    rows: NDArray[np.float32]  # [n_rows, n_per_row]
-    type: str
 
 
 class Engine:
@@ -134,30 +126,6 @@ class Engine:
         """What the engine says of itself: version, commit, system_info, devices, bindings, library, python."""
         return self._run({"kind": "info"})[0]
 
-    def quantize_rows(self, items: Sequence[RowsToQuantize], folder: str | os.PathLike[str]) -> list[NDArray[np.uint8]]:
-        """Each matrix in the blocks of its type, by ggml's own quantizer, memory-mapped from a file in `folder`.
-
-        Types that need an importance matrix are refused. The caller removes the folder.
-        """
-        source, out = Path(folder).absolute() / "rows.f32", Path(folder).absolute() / "rows.quantized"
-        try:
-            with open(source, "wb") as file:
-                for item in items:
-                    np.ascontiguousarray(item.rows, dtype=np.float32).tofile(file)
-            starts = np.cumsum([0] + [item.rows.size * 4 for item in items]).tolist()
-            jobs = [
-                {"type": i.type, "n_rows": i.rows.shape[0], "n_per_row": i.rows.shape[1], "offset": start}
-                for i, start in zip(items, starts, strict=False)
-            ]
-            result, _ = self._run({"kind": "quantize_rows", "source": str(source), "out": str(out), "items": jobs})
-        except OSError as err:
-            raise OutputError(f"cannot write {source}: {err.strerror}") from err
-        finally:
-            source.unlink(missing_ok=True)
-        blocks: NDArray[np.uint8] = np.memmap(out, dtype=np.uint8, mode="r")
-        ends = np.cumsum(result["sizes"]).tolist()
-        return [blocks[end - size : end] for end, size in zip(ends, result["sizes"], strict=True)]
-
     def quantize_like(
         self,
         model: str | os.PathLike[str],
@@ -167,7 +135,6 @@ class Engine:
     ) -> Path:
         """Rewrite a GGUF with each tensor in the type that `types` gives by name, by llama.cpp's own quantizer.
 
-        The control of the artifact leg: a checkpoint written as F32, quantized to the artifact's types.
         Tensors that are not named, and those that llama.cpp never quantizes (norms, routers), keep theirs.
         Types of `NEED_IMPORTANCE` are made only of tensors that `uniform` names, with row width times experts:
         those are quantized with every weight equally important.

@@ -22,7 +22,7 @@ from diffharness.captures import CaptureWriter
 from diffharness.engine.bindings import devices
 from diffharness.engine.capture import NodeReader
 from diffharness.engine.nodes import is_wanted, table_for
-from diffharness.engine.quantize_jobs import quantize_file, quantize_rows, serve_quantizer
+from diffharness.engine.quantize_jobs import quantize_file, serve_quantizer
 from diffharness.engine.session import Job, Session
 from diffharness.errors import DiffharnessError, EngineError, FixtureError
 
@@ -199,7 +199,6 @@ _JOBS: Mapping[str, Callable[[Session, Job], dict[str, Any]]] = {
     "capture": _capture,
     "tokenize": _tokenize,
     "info": lambda session, job: _describe(session),
-    "quantize_rows": quantize_rows,
     "quantize_file": quantize_file,
     "serve_quantizer": serve_quantizer,
 }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diffharness.forensics._pair import Pair, Relation, nmse
 from diffharness.forensics.heads import Heads
 from diffharness.layers import ranges
-from diffharness.weights.names._map import RotaryPairs
+from diffharness.weights.names import RotaryPairs
 from diffharness.weights.source import Float32Array, IntArray
 
 _SKETCH = 64  # projections

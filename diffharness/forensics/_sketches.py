@@ -18,12 +18,12 @@ from diffharness.layers import ranges
 from diffharness.records.inspect import PatternRow
 from diffharness.taps import split
 from diffharness.weights.source import Float32Array, TensorInfo, WeightSource
+from diffharness.words import listed
 
 _ROWS = 8  # rows of a matrix in a sketch (one expert of a stack)
 _COLUMNS = 512  # values of each
 _NEARER = 0.5  # NMSE of another tensor's sketch over that of its own, from which on it is compared in full
 _FEWEST = 8  # values below which a tensor cannot be told from another
-_SHOWN = 8
 
 NAMES = {
     frozenset({"ffn_gate", "ffn_up"}): ("gate_up_exchanged", "gate and up exchanged"),
@@ -151,8 +151,7 @@ def _moved_layers(source_of: Mapping[str, str]) -> list[_Told]:
         moved = sorted(layer_map)
         cyclic = set(layer_map.values()) == set(moved)
         kind = "permuted_layers" if cyclic else "repeated_layers"
-        arrows = ", ".join(f"{il} holds {layer_map[il]}" for il in moved[:_SHOWN])
-        arrows += f" and {len(moved) - _SHOWN} more" if len(moved) > _SHOWN else ""
+        arrows = listed([f"{il} holds {layer_map[il]}" for il in moved])
         lead = "layers in another order" if cyclic else "layers hold what others have"
         what = "" if len(classes) > 4 else f" ({', '.join(sorted(k.removesuffix('.weight') for k in classes))})"
         if len(moved) == 2 and cyclic:
@@ -189,9 +188,8 @@ def _others(source_of: Mapping[str, str]) -> list[_Told]:
         twice = {n: s for n, s in rest.items() if s not in rest}
         kind = "duplicated" if len(twice) == len(rest) else "exchanged"
         pairs = [f"{n} holds {s}" for n, s in rest.items()]
-        more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
         also = ", which is also in its own place" if kind == "duplicated" else ""
-        told.append((kind, "; ".join(pairs[:_SHOWN]) + more + also, list(rest), {"from": rest}))
+        told.append((kind, listed(pairs, separator="; ") + also, list(rest), {"from": rest}))
     return told
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from diffharness.errors import CheckpointError
 from diffharness.forensics.levels import lean_limits, leans
 from diffharness.forensics.passing import Observer, Passed, Passing
 from diffharness.forensics.rounding import STEP
@@ -25,11 +26,10 @@ from diffharness.records import TensorRow
 from diffharness.settings import Floors
 from diffharness.taps import split
 from diffharness.weights.grid import has_levels
-from diffharness.weights.source import IntArray, TensorInfo, WeightSource
+from diffharness.weights.source import EMBEDDING, HEAD, IntArray, TensorInfo, WeightSource
 
 _QUIET = 1e-2  # of the median row's or block's power
 _LONG_ROW = 4  # blocks from which on a row's mean says more than its worst block
-_HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ def tensor_errors(
     `Control` some rows of large tensors are made (`passing` says which). `on_tensor` gets every run of
     rows as it was read, those of one tensor one after the other; where the control's rows are not all
     made they are None there, and `on_sample` then gets rows that are spread over the tensor, control included.
+
+    Raises CheckpointError where the checkpoint itself holds NaN or infinity.
     """
     passing = Passing(artifact, checkpoint, control, on_tensor, on_sample)
     errors: list[TensorError] = []
@@ -139,7 +141,9 @@ def tensor_errors(
     def compare(name: str, other: str, called: str) -> None:
         info, theirs = artifact.tensors[name], checkpoint.tensors[other]
         if info.shape == theirs.shape:
-            errors.append(_judged(called, info, passing.through(name, other, called), floors))
+            found = passing.through(name, other, called)
+            _require_finite(checkpoint.label, other, found)
+            errors.append(_judged(called, info, found, floors))
         else:
             note = f"shape {info.shape} in the artifact, {theirs.shape} in the checkpoint"
             infinite = float("inf")
@@ -152,16 +156,24 @@ def tensor_errors(
         else:
             compare(name, other, name)
     missing = [name for name in checkpoint.tensors if name not in artifact.tensors]
-    if _HEAD in missing and _EMBEDDING in artifact.tensors:
-        missing.remove(_HEAD)
-        compare(_EMBEDDING, _HEAD, _HEAD)
+    if HEAD in missing and EMBEDDING in artifact.tensors:
+        missing.remove(HEAD)
+        compare(EMBEDDING, HEAD, HEAD)
     return Drift(errors, missing, extra)
 
 
 def _counterpart(name: str, source: WeightSource) -> str | None:
     if name in source.tensors:
         return name
-    return _EMBEDDING if name == _HEAD and _EMBEDDING in source.tensors else None
+    return EMBEDDING if name == HEAD and EMBEDDING in source.tensors else None
+
+
+def _require_finite(label: str, name: str, found: Passed) -> None:
+    if not np.isfinite(found.powers.power).all():
+        raise CheckpointError(
+            f"{label}: {name} holds values that are NaN or infinite: nothing can be judged by this checkpoint",
+            hint="download or save the checkpoint again; without one, `diffharness run MODEL` checks the artifact",
+        )
 
 
 def _judged(name: str, info: TensorInfo, found: Passed, floors: Floors) -> TensorError:

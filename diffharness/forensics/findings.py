@@ -9,8 +9,8 @@ from typing import Any
 from diffharness.forensics.drift import Drift, TensorError
 from diffharness.records import Finding, MetadataRow
 from diffharness.records.inspect import PatternRow
+from diffharness.words import listed
 
-_SHOWN = 8  # names in a message; the evidence has them all
 _UNEXPLAINED = frozenset({"noise", "unexplained", "unrelated", "shape"})  # relations that say that there is none
 
 
@@ -23,6 +23,12 @@ def non_finite_finding(counts: Mapping[str, int]) -> Finding:
         message=f"the file holds NaN or infinity: {sum(counts.values())} values in {listed(names)}",
         evidence={"tensors": dict(counts)},
     )
+
+
+def file_findings(drift: Drift) -> list[Finding]:
+    """At most one: that tensors hold NaN or infinity."""
+    broken = {t.name: t.non_finite for t in drift.tensors if t.non_finite}
+    return [non_finite_finding(broken)] if broken else []
 
 
 def metadata_finding(used: Sequence[MetadataRow], perplexity: Mapping[str, float]) -> Finding:
@@ -92,9 +98,3 @@ def decimals(value: float | None) -> str:
 
 def shown(value: Any) -> str:
     return "missing" if value is None else str(value)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

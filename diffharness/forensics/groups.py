@@ -6,7 +6,6 @@ Classes are those of `forensics.classes`, but for scalars and tensors without a 
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,8 @@ from typing import Any
 
 from diffharness.errors import BadInputError
 from diffharness.forensics.classes import CLASSES, OTHER, class_of
-from diffharness.layers import describe_layers, ranges
+from diffharness.layers import describe_layers, parse_layers, ranges
 from diffharness.taps import split
-
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -130,19 +127,6 @@ def in_words(groups: Collection[Group], kinds: Sequence[str], names: Collection[
         where[f" in {place}"].append(group.label)
     parts = [", ".join(labels) + place for place, labels in where.items()]
     return "; ".join([*parts, *sorted(whole.keys)]) or "nothing"
-
-
-def parse_layers(text: str, n_layer: int) -> frozenset[int]:
-    """{0, 1, 2, 7} for `0-2,7`. BadInputError for what is no list of a model's layers."""
-    layers: set[int] = set()
-    for part in text.replace(" ", "").split(","):
-        match = _RANGE.fullmatch(part)
-        first = int(match[1]) if match else -1
-        last = int(match[2] or first) if match else -1
-        if not match or last < first or last >= n_layer:
-            raise BadInputError(f"expected layers from 0 to {n_layer - 1}, such as 0-5 or 0,3,6-8, found {text!r}")
-        layers |= set(range(first, last + 1))
-    return frozenset(layers)
 
 
 def _grouped(

@@ -15,18 +15,18 @@ from diffharness.forensics import classes
 from diffharness.forensics.drift import Drift, TensorError
 from diffharness.forensics.findings import (
     describe_tensor,
+    file_findings,
     information,
-    listed,
     metadata_finding,
     mostly_explained,
-    non_finite_finding,
 )
 from diffharness.forensics.lineage import differs_everywhere
 from diffharness.forensics.measures import Measured
-from diffharness.records import Finding, MetadataRow, Verdict, VerdictKind
+from diffharness.records import Finding, MetadataRow, Verdict
 from diffharness.records.inspect import Measures, PatternRow, TensorMeasures
 from diffharness.settings import Floors
-from diffharness.verdict import PRIORITY
+from diffharness.verdict import of_findings
+from diffharness.words import listed
 
 _PATTERNS_TOLD = 4  # in a sentence; the record has them all
 _LONGEST = 120  # characters of a list of rows that a sentence takes
@@ -64,11 +64,8 @@ def tensor_rows(inspected: Inspected, floors: Floors) -> list[TensorMeasures]:
 
 def conclude(inspected: Inspected, floors: Floors, *, restore: str) -> tuple[Verdict, list[Finding]]:
     """The verdict and what it rests on; `restore` is the command that a forward is run with."""
-    drift, findings = inspected.drift, []
+    drift, findings = inspected.drift, file_findings(inspected.drift)
     damaged = drifted(drift, inspected.measured, floors)
-    broken = {t.name: t.non_finite for t in drift.tensors if t.non_finite}
-    if broken:
-        findings.append(non_finite_finding(broken))
     used = [row for row in inspected.metadata if row.used]
     if used:
         findings.append(metadata_finding(used, {}))
@@ -81,7 +78,7 @@ def conclude(inspected: Inspected, floors: Floors, *, restore: str) -> tuple[Ver
         findings.append(Finding(kind="inconclusive", leg="artifact", message=text, next_step="diffharness doctor"))
     findings += information(drift, inspected.metadata)
     findings += _surplus(inspected)
-    return _verdict(findings, inspected, restore), findings
+    return of_findings(findings) or _agreement(inspected), findings
 
 
 def _weights_finding(inspected: Inspected, damaged: Sequence[TensorError], floors: Floors, restore: str) -> Finding:
@@ -143,20 +140,11 @@ def _surplus(inspected: Inspected) -> list[Finding]:
     return found
 
 
-def _verdict(findings: Sequence[Finding], inspected: Inspected, restore: str) -> Verdict:
-    kinds = {finding.kind for finding in findings if finding.kind is not None}
-    ordered = sorted(kinds, key=PRIORITY.index)
-    guilty: list[VerdictKind] = [kind for kind in ordered if kind != "inconclusive"] or ordered
-    if not guilty:
-        keys = "every key that the forward reads" if inspected.metadata else "the metadata"
-        n = sum(t.judged for t in inspected.drift.tensors)
-        text = (
-            f"{n} tensors are as near to the checkpoint's as their types allow, and {keys} agrees; no forward was run."
-        )
-        return Verdict(primary="agree", all=["agree"], summary=text)
-    lead = next(finding for finding in findings if finding.kind == guilty[0])
-    also = f". Also: {', '.join(guilty[1:])}." if guilty[1:] else "."
-    return Verdict(primary=guilty[0], all=guilty, summary=lead.message + also, next_step=lead.next_step)
+def _agreement(inspected: Inspected) -> Verdict:
+    keys = "every key that the forward reads" if inspected.metadata else "the metadata"
+    n = sum(t.judged for t in inspected.drift.tensors)
+    text = f"{n} tensors are as near to the checkpoint's as their types allow, and {keys} agrees; no forward was run."
+    return Verdict(primary="agree", all=["agree"], summary=text)
 
 
 # -- one tensor ---------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.forensics.rounding import STEP, rounded
+from diffharness.forensics.sums import ratio
 from diffharness.records.inspect import Bins, Measures
 from diffharness.weights.dequant import BLOCKS
 from diffharness.weights.source import Float32Array
@@ -202,7 +203,7 @@ class Gauge:
         dot, squares, power, error = (float(sums.sum()) for sums in by_row)
         cosines = _cosines(*by_row)
         low, first, median = np.quantile(cosines, (0.0, 0.01, 0.5)) if len(cosines) else (1.0, 1.0, 1.0)
-        relative = _over(error, power)
+        relative = ratio(error, power)
         total = float(own.columns.sum(dtype=np.float64))
         columns = float(side.columns[np.isfinite(side.columns)].sum(dtype=np.float64))
         [cosine] = _cosines(*(np.array([value]) for value in (dot, squares, power, error)))
@@ -246,14 +247,6 @@ def _cosines(dot: Float64Array, power_a: Float64Array, power_b: Float64Array, er
         found = dot / (np.sqrt(power_a) * np.sqrt(power_b))
     found = np.where(np.isfinite(found), np.clip(found, -1.0, 1.0), 0.0)
     return np.asarray(np.where(error == 0.0, 1.0, found))
-
-
-def _over(error: float, power: float) -> float:
-    if not math.isfinite(error) or not math.isfinite(power):
-        return math.inf
-    if error == 0.0:
-        return 0.0
-    return error / power if power > 0.0 else math.inf
 
 
 def _kl(reference: NDArray[np.int64], other: NDArray[np.int64]) -> float:

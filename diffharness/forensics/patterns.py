@@ -23,6 +23,7 @@ from diffharness.forensics.drift import TensorError
 from diffharness.forensics.heads import Heads
 from diffharness.layers import ranges
 from diffharness.records.inspect import PatternRow
+from diffharness.words import listed
 
 BoolArray = NDArray[np.bool_]
 
@@ -49,14 +50,9 @@ def find_patterns(
     return [*_among(damaged, every, kinds, shard_of), *_within(damaged, every, kinds, hyper)] if damaged else []
 
 
-def sentence(rows: Sequence[PatternRow]) -> str:
-    """All patterns in one line, for a finding's message."""
-    return "; ".join(row.message for row in rows)
-
-
 def where(members: Sequence[TensorError], every: Sequence[TensorError], kinds: Sequence[str] = ()) -> str:
     """In which tensors, in words: `attn_q, attn_k in every layer`."""
-    return sentence(_by_place(members, every, kinds, max(1, len(members)))[1])
+    return "; ".join(row.message for row in _by_place(members, every, kinds, max(1, len(members)))[1])
 
 
 # -- among tensors ------------------------------------------------------------------------------------
@@ -230,5 +226,4 @@ def _classes(classes: Sequence[str]) -> str:
 
 
 def _names(tensors: Sequence[TensorError]) -> str:
-    rest = len(tensors) - _SHOWN
-    return ", ".join(t.name for t in tensors[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    return listed([t.name for t in tensors], _SHOWN)

@@ -50,9 +50,8 @@ from diffharness.forensics.heads import Heads
 from diffharness.records.inspect import PatternRow
 from diffharness.taps import split
 from diffharness.weights.dequant import BLOCKS
-from diffharness.weights.source import Float32Array, WeightSource
+from diffharness.weights.source import EMBEDDING, HEAD, Float32Array, WeightSource
 
-_HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 _LARGE = 1 << 20  # elements from which on a sample is looked at first
 _SAMPLE_ROWS = 64
 _CLEARLY = 0.5  # cosine of rows with noise on them to the checkpoint's
@@ -99,7 +98,7 @@ def find_relations(
 
 def _stored(name: str, source: WeightSource) -> str:
     """The name under which a source has the tensor: a tied head is the embedding."""
-    return name if name in source.tensors or name != _HEAD else _EMBEDDING
+    return name if name in source.tensors or name != HEAD else EMBEDDING
 
 
 # -- other tensors --------------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 from diffharness.forensics import groups as grouping
 from diffharness.forensics.drift import Drift
-from diffharness.forensics.findings import information, listed, metadata_finding, non_finite_finding
+from diffharness.forensics.findings import file_findings, information, metadata_finding
 from diffharness.forensics.groups import Group
 from diffharness.forensics.restore import Lineage, Outcome, Rung
-from diffharness.records import Finding, MetadataRow, Verdict, VerdictKind
+from diffharness.records import Finding, MetadataRow, Verdict
 from diffharness.records.restore import SearchResult, Side
 from diffharness.settings import Floors
-from diffharness.verdict import PRIORITY
+from diffharness.verdict import of_findings
+from diffharness.words import listed
 
 _SHOWN = 4  # groups in a sentence
 MARKS = {
@@ -55,36 +56,26 @@ class Evidence:
 
 def conclude(evidence: Evidence, floors: Floors, model: str, checkpoint: str) -> tuple[Verdict, list[Finding]]:
     """The verdict, and all findings. `model` and `checkpoint` go into suggested commands."""
-    findings = [*_of_file(evidence), *_of_metadata(evidence), *_of_weights(evidence, floors)]
-    guilty: list[VerdictKind] = [kind for kind in PRIORITY if any(finding.kind == kind for finding in findings)]
-    findings += _effects(evidence)
-    findings += information(evidence.drift, evidence.metadata)
-    primary: VerdictKind = guilty[0] if guilty else "agree"
-    step: str | None = None
-    if guilty:
-        lead = next(finding for finding in findings if finding.kind == primary)
-        summary, step = lead.message, lead.next_step
-    elif evidence.too_short:
-        primary = "inconclusive"
-        summary = f"{len(evidence.artifact.nll)} scored positions are too few to tell a change from noise"
+    findings = [*file_findings(evidence.drift), *_of_metadata(evidence), *_of_weights(evidence, floors)]
+    verdict = of_findings(findings) or _unaccused(evidence, model, checkpoint)
+    if verdict.primary == "inconclusive" and verdict.next_step is None:
+        verdict.next_step = _command(model, checkpoint, "--tokens 2048")
+    if verdict.primary == "artifact.weights" and evidence.search is None:
+        verdict.next_step = _command(model, checkpoint, "--search")
+    return verdict, [*findings, *_effects(evidence), *information(evidence.drift, evidence.metadata)]
+
+
+def _unaccused(evidence: Evidence, model: str, checkpoint: str) -> Verdict:
+    if evidence.too_short:
+        text = f"{len(evidence.artifact.nll)} scored positions are too few to tell a change from noise."
         step = _command(model, checkpoint, "--tokens 2048")
-    elif evidence.control is None:
-        primary = "inconclusive"
-        summary = f"there is no control to judge the loss of the artifact's types by; {_scores(evidence)}"
+        return Verdict(primary="inconclusive", all=["inconclusive"], summary=text, next_step=step)
+    if evidence.control is None:
+        text = f"there is no control to judge the loss of the artifact's types by; {_scores(evidence)}."
         step = _command(model, checkpoint, "-v")
-    else:
-        summary = f"the artifact loses what its types lose: {_scores(evidence)}"
-    if primary == "artifact.weights" and evidence.search is None:
-        step = _command(model, checkpoint, "--search")
-    every: list[VerdictKind] = [kind for kind in guilty if kind != "inconclusive"]
-    every = every or [primary]
-    also = f". Also: {', '.join(every[1:])}" if every[1:] else ""
-    return Verdict(primary=primary, all=every, summary=f"{summary}{also}.", next_step=step), findings
-
-
-def _of_file(evidence: Evidence) -> list[Finding]:
-    broken = {t.name: t.non_finite for t in evidence.drift.tensors if t.non_finite}
-    return [non_finite_finding(broken)] if broken else []
+        return Verdict(primary="inconclusive", all=["inconclusive"], summary=text, next_step=step)
+    text = f"the artifact loses what its types lose: {_scores(evidence)}."
+    return Verdict(primary="agree", all=["agree"], summary=text)
 
 
 def _of_metadata(evidence: Evidence) -> list[Finding]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from diffharness.errors import InconclusiveError
 from diffharness.layers import buckets, describe_layers, describe_positions, ranges
-from diffharness.legs._compare import BoolArray, Float64Array, TapComparison, TapErrors, logit_stats
+from diffharness.legs.compare import BoolArray, Float64Array, TapComparison, TapErrors, logit_stats
 from diffharness.metrics import LogitComparison
 from diffharness.records import GraphPass, LayerRow, LogitStats, PositionRow, TapRow
 from diffharness.settings import Floors

@@ -19,22 +19,22 @@ from diffharness.forensics.findings import (
     decimals,
     describe_tensor,
     explained,
+    file_findings,
     information,
-    listed,
     metadata_finding,
     mostly_explained,
-    non_finite_finding,
 )
 from diffharness.forensics.lineage import is_rounded_otherwise
 from diffharness.forensics.restoration import other_model
 from diffharness.forensics.restore import Lineage, is_spread
 from diffharness.layers import describe_layers, ranges
-from diffharness.legs._compare import TapComparison, logit_stats
+from diffharness.legs.compare import TapComparison, logit_stats
 from diffharness.metrics import LogitComparison
 from diffharness.records import ArtifactLeg, Divergence, Finding, MetadataRow, TapRow, VerdictKind
 from diffharness.records.inspect import PatternRow
 from diffharness.settings import Floors
 from diffharness.taps import split
+from diffharness.words import listed
 
 _TOLD = 3  # relations in a sentence; the leg has them all
 
@@ -85,10 +85,8 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
         damaged, by_design = [], damaged
     used = [row for row in inputs.metadata if row.used]
     rows = _tap_rows(inputs, floors)
-    findings: list[Finding] = []
-    broken = {t.name: t.non_finite for t in drift.tensors if t.non_finite}
-    if broken:
-        findings.append(non_finite_finding(broken))
+    findings = file_findings(drift)
+    broken = bool(findings)
     if used:
         findings.append(metadata_finding(used, inputs.perplexity))
     pattern = describe_damage(damaged, drift.tensors, inputs.kinds) if damaged else None

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffharness.errors import InconclusiveError
-from diffharness.legs._compare import unmatched
 from diffharness.legs._graph_pass import GraphShape, PassResult, judge_pass, judged_nmse
+from diffharness.legs.compare import unmatched
 from diffharness.records import Divergence, Finding, GraphLeg, Unmatched
 from diffharness.taps import LAYER_TAPS, graph_order, layer_tap, split
 

@@ -6,7 +6,7 @@ F16 KV, repacked weights, flash attention. That loss is normal, so the numbers a
 
 from __future__ import annotations
 
-from diffharness.legs._compare import logit_stats
+from diffharness.legs.compare import logit_stats
 from diffharness.metrics import LogitComparison
 from diffharness.records import KernelLeg
 

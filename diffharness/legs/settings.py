@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffharness.legs._compare import logit_stats
+from diffharness.legs.compare import logit_stats
 from diffharness.metrics import LogitComparison
 from diffharness.records import Divergence, Finding, SettingsLeg, SettingsPair
 

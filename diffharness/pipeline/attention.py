@@ -109,19 +109,3 @@ class Baseline:
 
     def judge(self, artifact: Watching, control: Watching | None, floors: Floors) -> AttentionHealth:
         return judged(self._watched, artifact, control, self.shape, floors)
-
-
-def attention_health(
-    artifact: WeightSource,
-    checkpoint: WeightSource,
-    control: WeightSource | None,
-    fixture: Fixture,
-    precision: Precision,
-    floors: Floors,
-    *,
-    n_ubatch: int,
-) -> AttentionHealth:
-    """One artifact by one baseline: two or three forwards, without the output head."""
-    with Baseline(checkpoint, fixture, precision, n_ubatch=n_ubatch) as baseline:
-        beside = None if control is None else baseline.beside(control)
-        return baseline.judge(baseline.beside(artifact), beside, floors)

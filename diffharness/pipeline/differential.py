@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from diffharness import __version__, verdict
+from diffharness import verdict
 from diffharness.engine.runner import EngineCrash, EngineRun, check_overrides
 from diffharness.errors import ArtifactFileError, InconclusiveError, UnsupportedError
 from diffharness.fixture import Fixture
@@ -13,7 +11,6 @@ from diffharness.legs import graph as graph_leg
 from diffharness.legs import kernel as kernel_leg
 from diffharness.legs import settings as settings_leg
 from diffharness.legs.graph import GraphOutcome
-from diffharness.machine import this_machine
 from diffharness.metrics import compare_logits, mean_nll, nll_per_position, perplexity
 from diffharness.pipeline import artifact_side, early, engine_runs, overrides, reference_runs
 from diffharness.pipeline.artifact_side import ArtifactSide
@@ -22,14 +19,17 @@ from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.inputs import Inputs, open_inputs
 from diffharness.pipeline.reference_runs import GraphRuns, Logits, Precision
 from diffharness.pipeline.request import RunRequest
+from diffharness.pipeline.subjects import (
+    artifact_subject,
+    checkpoint_subject,
+    engine_subject,
+    fixture_subject,
+    machine_subject,
+)
 from diffharness.pipeline.timing import Timings
 from diffharness.pipeline.work import Work
 from diffharness.records import (
-    ArtifactSubject,
-    CheckpointSubject,
-    EngineSubject,
     Finding,
-    FixtureSubject,
     GraphLeg,
     KernelLeg,
     Legs,
@@ -198,54 +198,13 @@ def _subject(request: RunRequest, inputs: Inputs, engine: EngineRuns) -> Subject
     artifact, checkpoint, fixture = inputs.artifact, inputs.checkpoint, inputs.fixture
     native: EngineRun | None = engine.native or engine.strict
     info = native.info if native is not None else {}
-    name = artifact.metadata.get("general.name")
     return Subject(
-        artifact=ArtifactSubject(
-            path=str(request.model),
-            sha256=artifact.sha256(),
-            arch=artifact.arch,
-            name=name if isinstance(name, str) else None,
-            types=artifact.types,
-            n_tensors=len(artifact.tensors),
-            n_params=sum(info.n_elements for info in artifact.tensors.values()),
-            n_bytes=artifact.n_bytes,
-        ),
-        checkpoint=None
-        if checkpoint is None
-        else CheckpointSubject(
-            path=str(request.checkpoint),
-            sha256=checkpoint.sha256(),
-            arch=checkpoint.arch,
-            model_type=checkpoint.config.get("model_type"),
-            types=_types(checkpoint),
-            ignored=[*checkpoint.ignored, *checkpoint.extra],
-        ),
-        fixture=FixtureSubject(
-            name=fixture.name,
-            n_tokens=fixture.n_tokens,
-            n_scored=int(fixture.scored_positions().size),
-            chunk=fixture.chunk,
-            sha256=fixture.ids_sha256,
-            text_sha256=fixture.text_sha256,
-            provenance=", ".join(f"{key}: {value}" for key, value in fixture.provenance.items()) or None,
-        ),
-        engine=EngineSubject(
-            version=info.get("version"),
-            bindings=info.get("bindings"),
-            commit=info.get("commit"),
-            settings=json.loads((native.settings if native else request.engine).model_dump_json()),
-            overrides=list(request.overrides),
-            system_info=info.get("system_info"),
-        ),
-        machine={**this_machine().as_dict(), "diffharness": __version__},
+        artifact=artifact_subject(request.model, artifact),
+        checkpoint=checkpoint_subject(request.checkpoint, checkpoint) if request.checkpoint and checkpoint else None,
+        fixture=fixture_subject(fixture),
+        engine=engine_subject(native.settings if native else request.engine, info, request.overrides),
+        machine=machine_subject(),
     )
-
-
-def _types(source: object) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for info in getattr(source, "tensors", {}).values():
-        counts[info.type] = counts.get(info.type, 0) + 1
-    return counts
 
 
 def _stamps(inputs: Inputs) -> list[tuple[str, int, int]]:

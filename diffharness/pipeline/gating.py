@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from diffharness import fixture as fixtures
+from diffharness import kld
 from diffharness.engine.runner import EngineCrash
 from diffharness.errors import BadInputError, DiffharnessError, EngineError, InconclusiveError
 from diffharness.forensics.gate import KINDS, Evidence, Gate, NotRun, conclude, judge
@@ -148,7 +149,7 @@ def _tokens(request: GateRequest) -> tuple[TokensLeg, list[Finding]]:
 
 
 def _grade(request: GateRequest) -> GradeRecord:
-    return grade(
+    graded = grade(
         GradeRequest(
             models=(str(request.model),),
             engine=request.engine,
@@ -163,6 +164,10 @@ def _grade(request: GateRequest) -> GradeRecord:
             say=request.say,
         )
     )
+    n_scored = graded.fixture.n_scored
+    if n_scored <= kld.FEWEST:
+        raise InconclusiveError(f"{n_scored} scored positions are too few to judge by: give --tokens {4 * kld.FEWEST}")
+    return graded
 
 
 def _reason(error: DiffharnessError) -> str:

@@ -14,7 +14,7 @@ from diffharness.engine.runner import check_overrides
 from diffharness.errors import ArtifactFileError, BadInputError, CheckpointError, FixtureError, SettingsError
 from diffharness.fixture import Fixture
 from diffharness.pipeline import overrides
-from diffharness.pipeline.inputs import EMBEDDING, choose_fixture, open_artifact, open_checkpoint
+from diffharness.pipeline.inputs import choose_fixture, open_artifact, open_checkpoint
 from diffharness.pipeline.request import Say
 from diffharness.pipeline.subjects import artifact_subject
 from diffharness.records.grade import GradeRow
@@ -23,6 +23,7 @@ from diffharness.settings import EngineSettings, Tolerances
 from diffharness.tokenizer import gguf_tokenizer_sha256
 from diffharness.weights.checkpoint import Checkpoint
 from diffharness.weights.gguf_file import GgufFile
+from diffharness.weights.source import EMBEDDING
 
 DEFAULT_TOKENS = 2048
 

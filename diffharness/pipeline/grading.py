@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from diffharness import kld
 from diffharness.captures import Capture
 from diffharness.engine.quantizer import Quantizer
-from diffharness.engine.runner import Engine, EngineCrash, EngineRun
+from diffharness.engine.runner import Engine, EngineCrash
 from diffharness.errors import EngineError
 from diffharness.forensics.control import Control
 from diffharness.forensics.loss import beyond_control, growth
@@ -29,7 +28,7 @@ from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.grade_inputs import GradeInputs, GradeRequest, open_all
 from diffharness.pipeline.logit_series import Places
 from diffharness.pipeline.reference_runs import Precision, shape_of
-from diffharness.pipeline.subjects import checkpoint_subject, fixture_subject, machine_subject
+from diffharness.pipeline.subjects import checkpoint_subject, engine_subject, fixture_subject, machine_subject
 from diffharness.pipeline.timing import Timings
 from diffharness.records.grade import (
     BaseRow,
@@ -192,7 +191,7 @@ def _run_engine(run: _Run, artifact: GgufFile) -> EngineGrade:
         return EngineGrade(error=crash.message)
     finally:
         out.unlink(missing_ok=True)
-    run.engine = run.engine or _engine_subject(done, request.overrides)
+    run.engine = run.engine or engine_subject(done.settings, done.info, request.overrides)
     scored = run.scored(series)
     return EngineGrade(
         ppl=kld.perplexity(scored.nll),
@@ -261,14 +260,3 @@ def _unreached(run: _Run) -> dict[str, int]:
 
 
 # -- subjects -----------------------------------------------------------------------------------------
-
-
-def _engine_subject(run: EngineRun, overrides: Sequence[str]) -> EngineSubject:
-    return EngineSubject(
-        version=run.info.get("version"),
-        bindings=run.info.get("bindings"),
-        commit=run.info.get("commit"),
-        settings=json.loads(run.settings.model_dump_json()),
-        overrides=list(overrides),
-        system_info=run.info.get("system_info"),
-    )

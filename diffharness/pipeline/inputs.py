@@ -19,8 +19,8 @@ from diffharness.tokenizer import CheckpointTokenizer, gguf_tokenizer_sha256
 from diffharness.weights.check import check_model
 from diffharness.weights.checkpoint import Checkpoint
 from diffharness.weights.gguf_file import GgufFile, open_gguf
+from diffharness.weights.source import EMBEDDING
 
-EMBEDDING = "token_embd.weight"
 DEFAULT_TEXT = "english"
 DEFAULT_TOKENS = 512
 

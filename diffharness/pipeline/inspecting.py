@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffharness import __version__
 from diffharness.engine.quantizer import Quantizer
 from diffharness.errors import ArtifactFileError
 from diffharness.forensics import classes
@@ -23,11 +22,11 @@ from diffharness.forensics.measures import Gauge, Measured, bins, measure
 from diffharness.forensics.metadata import account
 from diffharness.forensics.patterns import find_patterns
 from diffharness.forensics.relations import find_relations
-from diffharness.machine import this_machine
 from diffharness.pipeline.pairs import Pair, open_pair, special_tokens
 from diffharness.pipeline.request import Say
+from diffharness.pipeline.subjects import artifact_subject, checkpoint_subject, machine_subject
 from diffharness.pipeline.timing import Timings
-from diffharness.records import ArtifactSubject, CheckpointSubject, Subject
+from diffharness.records import Subject
 from diffharness.records.inspect import InspectRecord, PatternRow
 from diffharness.reference import archs
 from diffharness.settings import EngineSettings, Tolerances
@@ -70,7 +69,7 @@ def inspect(request: InspectRequest) -> InspectRecord:
 
 
 def _inspected(request: InspectRequest, pair: Pair, timings: Timings) -> InspectRecord:
-    floors = {name: request.tolerances[name] for name in request.tolerances.floors}
+    floors = request.tolerances
     observer = Observer(pair, request.watch)
     with timings.step("tensors"), Quantizer(request.engine) as quantizer:
         request.say(f"comparing {len(pair.artifact.tensors)} tensors with the checkpoint's")
@@ -192,27 +191,8 @@ def _restore(request: InspectRequest) -> str:
 
 def _subject(request: InspectRequest, pair: Pair) -> Subject:
     """Without hashes: they would read both files a second time."""
-    file, checkpoint = pair.file, pair.checkpoint
-    name = file.metadata.get("general.name")
-    types: dict[str, int] = {}
-    for info in checkpoint.tensors.values():
-        types[info.type] = types.get(info.type, 0) + 1
     return Subject(
-        artifact=ArtifactSubject(
-            path=str(request.model),
-            arch=file.arch,
-            name=name if isinstance(name, str) else None,
-            types=file.types,
-            n_tensors=len(file.tensors),
-            n_params=sum(info.n_elements for info in file.tensors.values()),
-            n_bytes=file.n_bytes,
-        ),
-        checkpoint=CheckpointSubject(
-            path=str(request.checkpoint),
-            arch=checkpoint.arch,
-            model_type=checkpoint.config.get("model_type"),
-            types=types,
-            ignored=[*checkpoint.ignored, *checkpoint.extra],
-        ),
-        machine={**this_machine().as_dict(), "diffharness": __version__},
+        artifact=artifact_subject(request.model, pair.file, hashed=False),
+        checkpoint=checkpoint_subject(request.checkpoint, pair.checkpoint, hashed=False),
+        machine=machine_subject(),
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffharness import kld
 from diffharness.captures import Capture, CaptureWriter
+from diffharness.errors import InconclusiveError
 from diffharness.fixture import Fixture, IntArray
 from diffharness.kld import BoolArray, Series
 from diffharness.metrics import FloatArray, nll_per_position
@@ -57,7 +58,10 @@ class Places:
 def of_base(
     source: WeightSource, fixture: Fixture, places: Places, precision: Precision, path: Path
 ) -> tuple[Capture, Series]:
-    """The base's logits in a capture at `path`, and its own NLL."""
+    """The base's logits in a capture at `path`, and its own NLL.
+
+    InconclusiveError where they are not finite: there is nothing to measure against.
+    """
     parts: list[Series] = []
     with CaptureWriter(path, fixture.n_tokens, {"source": source.label}) as writer:
 
@@ -68,7 +72,15 @@ def of_base(
 
         _forward(source, fixture, precision, on_tap)
         writer.finish()
-    return Capture(path), kld.joined(parts)
+    series = kld.joined(parts)
+    broken = int((~np.isfinite(series.nll)).sum())
+    if broken:
+        raise InconclusiveError(
+            f"{source.label}: its own logits are NaN or infinite at {broken} of {len(series.nll)} positions: "
+            "nothing can be measured against it",
+            hint="its weights may hold NaN: download or save them again; else its values need --dtype float64",
+        )
+    return Capture(path), series
 
 
 def of_reference(

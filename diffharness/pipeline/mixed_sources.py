@@ -6,9 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from diffharness.weights.source import Float32Array, IntArray, Metadata, Overlay, TensorInfo, WeightSource
-
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+from diffharness.weights.source import (
+    EMBEDDING,
+    HEAD,
+    Float32Array,
+    IntArray,
+    Metadata,
+    Overlay,
+    TensorInfo,
+    WeightSource,
+)
 
 
 class Exchanged(Overlay):

@@ -24,12 +24,12 @@ from diffharness.forensics.groups import Group
 from diffharness.forensics.metadata import repaired
 from diffharness.forensics.restore import Outcome
 from diffharness.metrics import kl_per_position, nll_per_position
-from diffharness.pipeline.mixed_sources import EMBEDDING, HEAD, Exchanged, untied
+from diffharness.pipeline.mixed_sources import Exchanged, untied
 from diffharness.pipeline.reference_runs import Precision
 from diffharness.reference.prefix import Prefix
 from diffharness.reference.runner import Reference
 from diffharness.taps import split
-from diffharness.weights.source import Float32Array, WeightSource
+from diffharness.weights.source import EMBEDDING, HEAD, Float32Array, WeightSource
 
 _ONLY_HEAD = (HEAD, "output_norm.weight")
 _KEPT = 4  # mixtures whose activations are kept beside the artifact's and the checkpoint's

@@ -14,10 +14,10 @@ from typing import Any
 from diffharness.errors import BadInputError, CheckpointError
 from diffharness.weights.checkpoint import VOCABULARY, Checkpoint, read_json
 from diffharness.weights.gguf_file import GgufFile, open_gguf
-from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo, WeightSource
+from diffharness.weights.source import EMBEDDING, Float32Array, IntArray, Metadata, TensorInfo, WeightSource
 from diffharness.weights.vocab import tokenizer_metadata
+from diffharness.words import listed
 
-EMBEDDING = "token_embd.weight"
 _NAMED = 5  # tensors named in a message
 _MISSHAPEN = 0.25  # share of tensors of other shapes from which on the two are of different models
 
@@ -71,11 +71,10 @@ def _check_shapes(pair: Pair) -> None:
     differing = [name for name in both if ours[name].shape != theirs[name].shape]
     if not differing or len(differing) < _MISSHAPEN * len(both):
         return
-    told = [f"{name}: checkpoint {theirs[name].shape}, artifact {ours[name].shape}" for name in differing[:_NAMED]]
-    rest = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+    told = [f"{name}: checkpoint {theirs[name].shape}, artifact {ours[name].shape}" for name in differing]
     raise CheckpointError(
         f"{len(differing)} of {len(both)} tensors of {pair.checkpoint.label} have other shapes than in "
-        f"{pair.file.label}: {'; '.join(told)}{rest}",
+        f"{pair.file.label}: {listed(told, _NAMED, '; ')}",
         hint="give the checkpoint that the artifact was made from",
     )
 

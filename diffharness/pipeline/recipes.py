@@ -18,7 +18,7 @@ from diffharness.forensics.recipes import Plan, Recipe, Simulated, make_plan, wr
 from diffharness.kld import Series
 from diffharness.pipeline import logit_series
 from diffharness.pipeline.folder import run_folder
-from diffharness.pipeline.inputs import DEFAULT_TEXT, DEFAULT_TOKENS, EMBEDDING
+from diffharness.pipeline.inputs import DEFAULT_TEXT, DEFAULT_TOKENS
 from diffharness.pipeline.logit_series import Places
 from diffharness.pipeline.reference_runs import Precision
 from diffharness.pipeline.request import Say
@@ -30,7 +30,7 @@ from diffharness.tokenizer import CheckpointTokenizer
 from diffharness.weights.checkpoint import Checkpoint
 from diffharness.weights.convert import gguf_metadata
 from diffharness.weights.gguf_file import open_gguf
-from diffharness.weights.source import TensorInfo
+from diffharness.weights.source import EMBEDDING, TensorInfo
 
 
 @dataclass(frozen=True)

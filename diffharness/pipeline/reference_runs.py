@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffharness.captures import Capture, CaptureWriter
 from diffharness.fixture import Fixture
-from diffharness.legs._compare import TapComparison
+from diffharness.legs.compare import TapComparison
 from diffharness.legs.graph import GraphShape, PassResult, judge_pass
 from diffharness.metrics import compare_logits
 from diffharness.reference.model import DEFINITION, GGML, Arithmetic, Model

@@ -64,10 +64,6 @@ class RestoreRequest:
     repro: str = ""
     say: Say = field(default=lambda text: None, repr=False)
 
-    @property
-    def floors(self) -> dict[str, float]:
-        return {name: self.tolerances[name] for name in self.tolerances.floors}
-
 
 @dataclass(frozen=True)
 class _Compared:
@@ -116,10 +112,10 @@ def _compare(request: RestoreRequest, inputs: Inputs, checkpoint: Checkpoint, co
     groups = _groups(request, names, len(kinds), [row.key for row in metadata if row.used])
     request.say("comparing tensors with the checkpoint's")
     try:
-        drift = tensor_errors(artifact, checkpoint, control, request.floors)
+        drift = tensor_errors(artifact, checkpoint, control, request.tolerances)
     except (EngineError, OutputError) as error:
         request.say(f"no control: {error.message}")
-        drift = tensor_errors(artifact, checkpoint, None, request.floors)
+        drift = tensor_errors(artifact, checkpoint, None, request.tolerances)
         return _Compared(kinds, metadata, groups, drift, None)
     return _Compared(kinds, metadata, groups, drift, control)
 
@@ -144,7 +140,7 @@ def _groups(request: RestoreRequest, names: Sequence[str], n_layer: int, keys: S
 def _restored(
     request: RestoreRequest, inputs: Inputs, checkpoint: Checkpoint, compared: _Compared, folder: Path
 ) -> RestoreRecord:
-    fixture, floors, drift = inputs.fixture, request.floors, compared.drift
+    fixture, floors, drift = inputs.fixture, request.tolerances, compared.drift
     chunk_of = fixture.scored_positions() // fixture.chunk
     meter = Meter(request.say)
     meter.planned, meter.doing = 3 + (0 if request.search else len(compared.groups)), "the checkpoint"

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from diffharness.reference.model import DEFINITION, Arithmetic, Tap, Watch, Weights
 
-Activation = Callable[[Tensor], Tensor]
-
 _QUERY_BLOCK = 64  # queries whose scores are held at once: little memory, and little work above the diagonal
 _HEAD_BYTES = 8 << 20  # rows of the output head held at once; more costs memory and gains no speed
 

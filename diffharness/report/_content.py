@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 from diffharness.records import (
     LEG_NAMES,
+    ArtifactSubject,
+    CheckpointSubject,
     Divergence,
     EngineSubject,
     Finding,
+    FixtureSubject,
     LayerRow,
     Leg,
     LegName,
@@ -47,19 +50,36 @@ class Table(NamedTuple):
     numeric: bool = False
 
 
+def artifact(about: ArtifactSubject) -> str:
+    """Path, architecture, size, types, and hash where there is one."""
+    params = f"{about.n_params / 1e6:.1f}M parameters" if about.n_params else None
+    n_bytes = size(about.n_bytes) if about.n_bytes is not None else None
+    sha = f"sha256 {about.sha256[:16]}" if about.sha256 else None
+    return _joined([about.path, about.arch, params, n_bytes, _types(about.types), sha])
+
+
+def checkpoint(about: CheckpointSubject) -> str:
+    """Path, kind of model, types."""
+    return _joined([about.path, about.model_type or about.arch, _types(about.types)])
+
+
+def tokens(about: FixtureSubject) -> str:
+    """`english: 512 tokens, 255 scored`."""
+    return f"{about.name}: {about.n_tokens} tokens, {about.n_scored} scored"
+
+
 def subject(record: RunRecord) -> list[tuple[str, str]]:
     """What was under test: label and text."""
     about = record.subject
-    rows = [("artifact", _artifact(record))]
+    rows = [("artifact", artifact(about.artifact))]
     if about.checkpoint is not None:
-        source = about.checkpoint
-        rows.append(("checkpoint", _joined([source.path, source.model_type or source.arch, _types(source.types)])))
+        rows.append(("checkpoint", checkpoint(about.checkpoint)))
     if about.fixture is not None:
         fixture = about.fixture
-        tokens = f"{fixture.n_tokens} tokens, {fixture.n_scored} scored"
+        n_tokens = f"{fixture.n_tokens} tokens, {fixture.n_scored} scored"
         chunk = f"chunks of {fixture.chunk}" if fixture.chunk else None
         sha = f"ids sha256 {fixture.sha256[:16]}" if fixture.sha256 else None
-        rows.append(("fixture", _joined([fixture.name, tokens, chunk, sha])))
+        rows.append(("fixture", _joined([fixture.name, n_tokens, chunk, sha])))
     if about.engine is not None:
         engine = about.engine
         build = _joined([f"llama.cpp {engine.version or 'of unknown version'}", engine.commit, engine.bindings])
@@ -213,14 +233,6 @@ def findings(record: RunRecord, most: int | None = None) -> list[str]:
 
 def _finding(finding: Finding) -> str:
     return clean(f"{finding.kind or finding.leg or 'note'}: {finding.message}", 300)
-
-
-def _artifact(record: RunRecord) -> str:
-    about = record.subject.artifact
-    params = f"{about.n_params / 1e6:.1f}M parameters" if about.n_params else None
-    n_bytes = size(about.n_bytes) if about.n_bytes is not None else None
-    sha = f"sha256 {about.sha256[:16]}" if about.sha256 else None
-    return _joined([about.path, about.arch, params, n_bytes, _types(about.types), sha])
 
 
 def _types(types: Mapping[str, int]) -> str | None:

@@ -6,7 +6,6 @@ harmless on the way out.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,13 +16,13 @@ from rich.text import Text
 
 from diffharness.report._content import COMMAND, Table
 from diffharness.report._format import clean
+from diffharness.report._rich import LONGEST, STYLES, pairs, plain, print_on
+from diffharness.report._rich import table as rich_table
 from diffharness.report.markdown import code, escape
 
 __all__ = ["Document", "Section", "Table", "print_document", "to_markdown", "to_text"]
 
 _CELL = 28  # characters that a cell may ask for before it folds
-_LONGEST = 1200  # characters of one remark
-STYLES = {"pass": "green", "ok": "green", "fail": "red", "agree": "green", "inconclusive": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,12 @@ class Document:
 
 def print_document(document: Document, console: Console) -> None:
     """Print it; `console` decides on width and colours. What goes into a file or pipe has no spaces at line ends."""
-    if console.is_terminal:
-        _render(document, console)
-    else:
-        console.out(to_text(document, width=console.width), end="", highlight=False)
+    print_on(console, lambda on: _render(document, on))
 
 
 def to_text(document: Document, *, width: int = 100) -> str:
     """The document as plain text, without colours."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
-    with console.capture() as capture:
-        _render(document, console)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    return plain(lambda on: _render(document, on), width)
 
 
 def to_markdown(document: Document) -> str:
@@ -102,16 +95,16 @@ def _body(document: Document) -> RenderableType:
         label = "" if document.outcome in ("pass", "fail") else "verdict: "
         parts.append(Text.assemble((label, "bold"), (document.outcome, f"bold {style}"), overflow="fold"))
     if document.summary:
-        parts.append(Text(clean(document.summary, _LONGEST)))
+        parts.append(Text(clean(document.summary, LONGEST)))
     for section in document.sections:
         parts.append(Text())
         if section.title:
             parts.append(Text(clean(section.title), style="bold"))
         if section.pairs:
-            parts.append(_pairs(section.pairs))
+            parts.append(pairs(section.pairs))
         for i, table in enumerate(section.tables):
-            parts += ([Text()] if i or section.pairs else []) + [_table(table, section.words)]
-        parts += [Padding(_hanging(clean(remark, _LONGEST)), (0, 0, 0, 1)) for remark in section.remarks]
+            parts += ([Text()] if i or section.pairs else []) + [rich_table(table, section.words, cell=_CELL)]
+        parts += [Padding(_hanging(clean(remark, LONGEST)), (0, 0, 0, 1)) for remark in section.remarks]
     return Group(*parts)
 
 
@@ -124,30 +117,5 @@ def _hanging(remark: str) -> RichTable:
     return grid
 
 
-def _pairs(rows: Sequence[tuple[str, str]]) -> RichTable:
-    grid = RichTable.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True, style="dim")
-    grid.add_column(overflow="fold")
-    for label, text in rows:
-        grid.add_row(Text(clean(label)), Text(clean(text, _LONGEST)))
-    return grid
-
-
-def _table(table: Table, words: int) -> RenderableType:
-    shown = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for i, name in enumerate(table.head):
-        longest = max((len(row[i]) for row in table.rows), default=0)
-        shown.add_column(
-            Text(name),
-            justify="left" if i < words else "right",
-            overflow="fold",
-            header_style="dim",
-            min_width=min(longest, _CELL),
-        )
-    for row in table.rows:
-        shown.add_row(*(Text(clean(cell), style=STYLES.get(cell, "")) for cell in row))
-    return Group(Text(table.title, style="bold"), shown) if table.title else shown
-
-
 def _escaped(text: str) -> str:
-    return escape(clean(text, _LONGEST))
+    return escape(clean(text, LONGEST))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffharness.records.gate import GateRecord, RuleRow
-from diffharness.records.grade import Estimate
+from diffharness.report import _content
 from diffharness.report._format import NONE, scientific, size
 from diffharness.report.document import Document, Section, Table
+from diffharness.report.grade_statistics import estimate
 
 _SHOWN = 6  # offenders of a rule
 _HEAD = ("rule", "status", "at", "measured", "limit")
@@ -21,15 +22,13 @@ def document(record: GateRecord) -> Document:
     if about.checkpoint is not None:
         pairs.append(("checkpoint", about.checkpoint.path))
     if about.fixture is not None:
-        pairs.append(
-            ("fixture", f"{about.fixture.name}: {about.fixture.n_tokens} tokens, {about.fixture.n_scored} scored")
-        )
+        pairs.append(("fixture", _content.tokens(about.fixture)))
     pairs.append(("gate", record.gate))
     scores = record.scores
     shown = [(name, found) for name, found in (("checkpoint", scores.checkpoint), ("artifact", scores.artifact),
              ("artifact by llama.cpp", scores.engine)) if found is not None]  # fmt: skip
     if shown:
-        pairs.append(("perplexity", " · ".join(f"{name} {_estimate(found)}" for name, found in shown)))
+        pairs.append(("perplexity", " · ".join(f"{name} {estimate(found, 4)}" for name, found in shown)))
     rows = [_row(rule) for rule in record.rules]
     sections = [Section(pairs=pairs), Section(tables=[Table("", _HEAD, rows)], words=3)]
     sections += [
@@ -73,7 +72,3 @@ def _side(value: float, most: float) -> int:
 def limit(rule: RuleRow) -> str:
     """`<= 0`, `>= 0.99`, `<= 2%`."""
     return NONE if rule.limit is None else f"{_BOUND[rule.bound]} {rule.limit:g}{rule.unit}"
-
-
-def _estimate(found: Estimate) -> str:
-    return f"{found.value:.4f}" + ("" if found.error is None else f" ± {found.error:.4f}")

@@ -9,10 +9,11 @@ from itertools import groupby
 from typing import Any
 
 from diffharness.layers import ranges
-from diffharness.records import Subject
 from diffharness.records.inspect import Bins, Grid, InspectRecord, Measures, PatternRow, TensorMeasures
-from diffharness.report._format import NONE, clean, cosine, decimals, scientific, size
+from diffharness.report import _content
+from diffharness.report._format import NONE, clean, cosine, decimals, scientific
 from diffharness.report.document import Document, Section, Table
+from diffharness.words import listed
 
 _WORST = 12  # tensors shown where some drifted
 _FURTHEST = 5  # and where none did
@@ -65,33 +66,15 @@ def _patterns(rows: Sequence[PatternRow]) -> list[str]:
 def _subject(record: InspectRecord) -> list[tuple[str, str]]:
     about, totals = record.subject, record.totals
     drift = f"{totals.drifted} of {totals.tensors} tensors drifted, {totals.drifted_attention} of them in attention"
-    rows = [("artifact", _artifact(about)), ("drift", drift)]
+    rows = [("artifact", _content.artifact(about.artifact)), ("drift", drift)]
     if about.checkpoint is not None:
-        source = about.checkpoint
-        told = _joined([source.path, source.model_type or source.arch, _types(source.types)])
-        rows.insert(1, ("checkpoint", told))
+        rows.insert(1, ("checkpoint", _content.checkpoint(about.checkpoint)))
     if record.control is not None:
         rows.insert(2, ("control", record.control))
     for label, names in (("missing", record.missing), ("extra", record.extra), ("ignored", record.ignored)):
         if names:
-            rest = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-            rows.append((label, f"{len(names)} tensors: {', '.join(names[:_NAMES])}{rest}"))
+            rows.append((label, f"{len(names)} tensors: {listed(names, _NAMES)}"))
     return rows
-
-
-def _artifact(about: Subject) -> str:
-    file = about.artifact
-    params = f"{file.n_params / 1e6:.1f}M parameters" if file.n_params else None
-    return _joined([file.path, file.arch, params, size(file.n_bytes) if file.n_bytes else None, _types(file.types)])
-
-
-def _types(types: dict[str, int]) -> str | None:
-    ordered = sorted(types.items(), key=lambda item: -item[1])
-    return " ".join(f"{name}:{count}" for name, count in ordered[:8]) or None
-
-
-def _joined(parts: Sequence[str | None]) -> str:
-    return " · ".join(clean(part, 120) for part in parts if part)
 
 
 # -- tensors ------------------------------------------------------------------------------------------
@@ -160,8 +143,8 @@ def _spread(t: TensorMeasures, a: Measures) -> tuple[str, ...]:
     return (
         _short(t.name),
         f"{t.bpw:.2f}",
-        _db(a.sqnr),
-        _db(c.sqnr if c else None),
+        decimals(a.sqnr, 1),
+        decimals(c.sqnr if c else None, 1),
         decimals(a.scale, 3),
         scientific(a.kl_drift),
         scientific(c.kl_drift if c else None),
@@ -185,10 +168,6 @@ def _ratio(value: float | None) -> str:
     if value is None:
         return NONE
     return f"{value:.1f}" if value < 100 else f"{value:.0f}" if value < 10000 else f"{value:.0e}".replace("e+0", "e")
-
-
-def _db(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}"
 
 
 def _kept(ours: float | None, control: float | None) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from diffharness.records.grade import Estimate
 from diffharness.records.recipe import RecipeRecord, Rung
+from diffharness.report import _content
 from diffharness.report._format import NONE, decimals, percent, scientific, size
 from diffharness.report.document import Document, Section, Table
+from diffharness.report.grade_statistics import estimate
+from diffharness.words import listed
 
 _HEAD = ("recipe", "bits", "perplexity", "Δ", "mean KL", "top-1")  # fits 100 columns with its standard errors
 
@@ -13,14 +16,13 @@ _HEAD = ("recipe", "bits", "perplexity", "Δ", "mean KL", "top-1")  # fits 100 c
 def document(record: RecipeRecord) -> Document:
     """The ladder, what its recipes are, and the file that was written."""
     base = record.baseline
-    own = ("checkpoint", decimals(base.bits_per_weight, 2), _with_error(base.ppl, 4))
+    own = ("checkpoint", decimals(base.bits_per_weight, 2), estimate(base.ppl, 4))
     rows: list[tuple[str, ...]] = [(*own, NONE, NONE, NONE), *map(_row, record.rungs)]
-    fixture = record.fixture
     sections = [
         Section(
             pairs=[
                 ("checkpoint", record.checkpoint.path),
-                ("fixture", f"{fixture.name}: {fixture.n_tokens} tokens, {fixture.n_scored} scored"),
+                ("fixture", _content.tokens(record.fixture)),
             ],
             tables=[Table("", _HEAD, rows, numeric=True)],
             remarks=["bits per weight of all tensors together; Δ and KL from the checkpoint; ± one standard error"],
@@ -41,24 +43,23 @@ def _row(rung: Rung) -> tuple[str, ...]:
     return (
         rung.name,
         decimals(rung.bits_per_weight, 2),
-        _with_error(found.ppl, 4),
-        _with_error(found.difference, 4, sign="+"),
+        estimate(found.ppl, 4),
+        _difference(found.difference),
         _kl(found.kl),
         _share(found.top1),
     )
 
 
-def _with_error(estimate: Estimate, places: int, sign: str = "") -> str:
-    error = "" if estimate.error is None else f" ± {estimate.error:.{places}f}"
-    return f"{estimate.value:{sign}.{places}f}{error}"
+def _difference(found: Estimate) -> str:
+    return f"{found.value:+.4f}" + ("" if found.error is None else f" ± {found.error:.4f}")
 
 
-def _kl(estimate: Estimate) -> str:
-    return scientific(estimate.value) + ("" if estimate.error is None else f" ± {estimate.error:.0e}")
+def _kl(found: Estimate) -> str:
+    return scientific(found.value) + ("" if found.error is None else f" ± {found.error:.0e}")
 
 
-def _share(estimate: Estimate) -> str:
-    return percent(estimate.value) + ("" if estimate.error is None else f" ± {100 * estimate.error:.2f}")
+def _share(found: Estimate) -> str:
+    return percent(found.value) + ("" if found.error is None else f" ± {100 * found.error:.2f}")
 
 
 def _about(rung: Rung) -> str:
@@ -69,8 +70,7 @@ def _about(rung: Rung) -> str:
 def _remarks(record: RecipeRecord) -> list[str]:
     remarks = [
         f"{rung.name}: {len(rung.fell_back)} tensors are stored otherwise, as their rows are not whole blocks: "
-        + ", ".join(rung.fell_back[:5])
-        + (f" and {len(rung.fell_back) - 5} more" if len(rung.fell_back) > 5 else "")
+        + listed(rung.fell_back, 5)
         for rung in record.rungs
         if rung.fell_back
     ]

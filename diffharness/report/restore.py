@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffharness.records.restore import GroupScore, MixtureScore, RestoreRecord, SearchResult, Side
+from diffharness.report import _content
 from diffharness.report._format import NONE, decimals, scientific
 from diffharness.report.document import Document, Section, Table
 
@@ -47,9 +48,7 @@ def _subject(record: RestoreRecord) -> list[tuple[str, str]]:
     if about.checkpoint is not None:
         rows.append(("checkpoint", about.checkpoint.path))
     if about.fixture is not None:
-        rows.append(
-            ("fixture", f"{about.fixture.name}, {about.fixture.n_tokens} tokens, {about.fixture.n_scored} scored")
-        )
+        rows.append(("fixture", _content.tokens(about.fixture)))
     full = record.forwards * max(1, len(record.layer_kinds))
     share = f", {record.layers_run / full:.0%} of their layers run" if full else ""
     rows.append(("forwards", f"{record.forwards}{share}"))

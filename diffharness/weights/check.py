@@ -15,6 +15,7 @@ from diffharness.weights.gguf_file import GgufFile
 from diffharness.weights.gguf_write import chunks_of_rows
 from diffharness.weights.names._map import TensorRule
 from diffharness.weights.source import TensorInfo, WeightSource
+from diffharness.words import listed
 
 _NAMED = 5  # so many tensors are named in a message
 
@@ -111,5 +112,4 @@ def _scales_are_finite(source: GgufFile, info: TensorInfo) -> bool:
 
 
 def _some(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return "; ".join(items[:_NAMED]) + more
+    return listed(items, _NAMED, "; ")

@@ -21,6 +21,7 @@ from diffharness.weights import names
 from diffharness.weights.names._map import AddOne, ArchMap, Layout, Plain, RotaryPairs, Stack, TensorRule
 from diffharness.weights.safetensors_file import SafetensorsFile, StoredTensor
 from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo
+from diffharness.words import listed
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What reading a value of another type or size than a map expects comes to.
@@ -131,7 +132,7 @@ class Checkpoint:
         missing = [file for file in files if not (self.path / file).exists()]
         if missing:
             raise CheckpointError(
-                f"{self.path}: {len(missing)} of {len(files)} shards are missing: {_some(missing)}",
+                f"{self.path}: {len(missing)} of {len(files)} shards are missing: {listed(missing, _NAMED)}",
                 hint="download the missing shards",
             )
         return [self.path / file for file in files]
@@ -153,7 +154,8 @@ class Checkpoint:
                 missing.append(next((part for part in rule.hf if part not in self._where), rule.name))
         if missing:
             raise CheckpointError(
-                f"{self.label}: {len(missing)} tensors of a {self.map.arch} model are missing: {_some(missing)}",
+                f"{self.label}: {len(missing)} tensors of a {self.map.arch} model are missing: "
+                f"{listed(missing, _NAMED)}",
                 hint="config.json and the weights are not of one model, or a shard is missing from the index",
             )
         return resolved
@@ -307,8 +309,3 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
-
-
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return ", ".join(items[:_NAMED]) + more

@@ -225,7 +225,7 @@ def _q5_1(blocks: Bytes, out: Float32Array) -> None:
 # ── K types: super-blocks of 256 ─────────────────────────────────────────────────────────────────
 
 
-def _k_scales(blocks: Bytes) -> tuple[Float32Array, Float32Array]:
+def k_scales(blocks: Bytes) -> tuple[Float32Array, Float32Array]:
     """Scales and minima [n, 8, 1] of Q4_K and Q5_K: two float16, then 8 + 8 values of 6 bits in 12 bytes.
 
     The first four of each lie in the low 6 bits of bytes 0-3 and 4-7; the last four have their low
@@ -239,7 +239,7 @@ def _k_scales(blocks: Bytes) -> tuple[Float32Array, Float32Array]:
 
 
 def _q4_k(blocks: Bytes, out: Float32Array) -> None:
-    scale, minimum = _k_scales(blocks)
+    scale, minimum = k_scales(blocks)
     values = out.reshape(-1, 8, 32)
     _scaled(_pairs(blocks[:, 16:144]), scale, values)
     values -= minimum
@@ -256,7 +256,7 @@ def _pairs(packed: Bytes) -> Bytes:
 
 
 def _q5_k(blocks: Bytes, out: Float32Array) -> None:
-    scale, minimum = _k_scales(blocks)
+    scale, minimum = k_scales(blocks)
     q = _pairs(blocks[:, 48:176])
     high = blocks[:, 16:48]
     for i in range(8):  # bit i of the 32 high bytes belongs to the i-th 32 values

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import gguf
 import numpy as np
 
-from diffharness.weights.dequant import BLOCKS, Bytes
+from diffharness.weights.dequant import BLOCKS, Bytes, k_scales
 from diffharness.weights.source import Float32Array
 
 _IQ4 = np.array(gguf.quants.IQ4_NL.kvalues, dtype=np.float32)
@@ -70,10 +70,8 @@ def _with_minimum(blocks: Bytes) -> tuple[Float32Array, Float32Array]:
 
 def _k_with_minimum(blocks: Bytes) -> tuple[Float32Array, Float32Array]:
     """Q4_K and Q5_K: scales and minima of eight groups, 6 bits each."""
-    d, a, b, c = _f16(blocks[:, :4]), blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scale = np.concatenate([a & 63, (c & 15) | ((a >> 2) & 48)], axis=1).astype(np.float32)
-    minimum = np.concatenate([b & 63, (c >> 4) | ((b >> 2) & 48)], axis=1).astype(np.float32)
-    return d[:, :1] * scale, -d[:, 1:] * minimum
+    scale, minimum = k_scales(blocks)
+    return scale[:, :, 0], -minimum[:, :, 0]
 
 
 def _q2_k(blocks: Bytes) -> tuple[Float32Array, Float32Array]:

@@ -20,6 +20,8 @@ Float32Array = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 Metadata = Mapping[str, Any]  # GGUF keys -> int | float | bool | str | list of those
 
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"  # a model without the latter uses the former for both
+
 
 @dataclass(frozen=True)
 class TensorInfo:

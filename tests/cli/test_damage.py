@@ -73,7 +73,7 @@ def test_keys_alone(tmp_path: Path) -> None:
         ([MODEL, "OUT"], "expected a fault"),
         ([MODEL, "OUT", "--how", "nosie"], "did you mean noise"),
         ([MODEL, "OUT", "--how", "scale", "--tensors", "no.such"], "matches none"),
-        ([MODEL, "OUT", "--how", "scale", "--layers", "x"], "expected numbers and ranges"),
+        ([MODEL, "OUT", "--how", "scale", "--layers", "x"], "expected layers, such as 0-5"),
         ([MODEL, MODEL, "--how", "scale"], "is the input itself"),
         (["no-such-file.gguf", "OUT", "--how", "scale"], "no such file"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +198,19 @@ def test_write_text_is_whole_or_nothing(tmp_path: Path) -> None:
     _common.write_text(target, "after")
     assert target.read_text() == "after"
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_write_text_leaves_devices_pipes_and_links_what_they_are(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link.json"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    _common.require_writable(pipe)
+    _common.write_text(pipe, "through")
+    assert os.read(reader, 99) == b"through" and pipe.is_fifo()
+    os.close(reader)
+    link.symlink_to("target.json")
+    _common.write_text(link, "x")
+    assert link.is_symlink() and (tmp_path / "target.json").read_text() == "x"
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:

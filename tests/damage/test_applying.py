@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
-from diffharness.damage import FAULTS, KEY, Damage, Options, apply, parse_layers
-from diffharness.errors import ArtifactFileError, BadInputError, OutputError
+from diffharness.damage import FAULTS, KEY, Damage, Options, apply
+from diffharness.errors import ArtifactFileError, BadInputError, CheckpointError, OutputError
+from diffharness.layers import parse_layers
 from diffharness.weights.gguf_file import open_gguf
+from diffharness.weights.source import WeightSource
 from tests.damage.conftest import N_LAYER, raws, values
 
 Make = Callable[..., Damage]
@@ -120,7 +125,7 @@ def test_keys_are_set_and_dropped(damaged: Make) -> None:
         (["scale"], {"layers": frozenset({N_LAYER})}, "is in layers \\[6\\]"),
         (["scale"], {"strength": 1.0}, "changed nothing"),
         (["noise"], {"strength": 200.0, "tensors": "*.attn_q.weight"}, "changed nothing"),
-        (["noise"], {"strength": math.nan}, "strength"),
+        (["noise"], {"strength": math.nan}, "is a finite number, found nan"),
         (["zero-blocks"], {"strength": 1.5}, "from 0 to 1, found 1.5"),
         (["transposed"], {"strength": 2.0}, "takes no strength"),
         (["scale:x"], {}, "expected a number"),
@@ -150,18 +155,26 @@ def test_refused(damaged: Make, tmp_path: Path, how: list[str], more: dict[str, 
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-3", "1-99999"])
-def test_layers_misspelled(text: str) -> None:
-    with pytest.raises(BadInputError):
-        parse_layers(text)
-
-
 def test_never_the_input_itself(model: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.gguf"
     link.symlink_to(model)
     for out in (model, link):
         with pytest.raises(BadInputError, match="is the input itself"):
             apply(model, out, ["bit-flips"])
+
+
+def test_a_checkpoint_of_another_architecture(model: Path, tmp_path: Path) -> None:
+    other = SimpleNamespace(label="other", arch="gemma4", tensors={}, metadata={})
+    with pytest.raises(CheckpointError, match=r"other is a gemma4 model, the artifact .* says llama"):
+        apply(model, tmp_path / "out.gguf", ["bit-flips"], checkpoint=cast(WeightSource, other))
+
+
+def test_never_in_place_of_a_pipe(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pipe"
+    os.mkfifo(out)
+    with pytest.raises(OutputError, match="a device or pipe"):
+        apply(model, out, ["bit-flips"])
+    assert out.is_fifo() and list(tmp_path.iterdir()) == [out]
 
 
 def test_nowhere_to_write(model: Path, tmp_path: Path) -> None:

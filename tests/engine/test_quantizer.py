@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -14,9 +14,10 @@ import pytest
 
 from diffharness.engine import quantizer as module
 from diffharness.engine.quantizer import Quantizer
-from diffharness.engine.runner import Engine, EngineCrash, RowsToQuantize
+from diffharness.engine.runner import Engine, EngineCrash
 from diffharness.settings import EngineSettings
 from diffharness.weights.dequant import dequantize
+from diffharness.weights.gguf_file import open_gguf
 from diffharness.weights.gguf_write import encode_floats
 
 ROWS = np.random.default_rng(0).standard_normal((7, 512)).astype(np.float32)
@@ -42,11 +43,15 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q2_K", "Q4_K", "Q6_K", "IQ4_XS"])
-def test_it_is_ggmls_quantizer(quantizer: Quantizer, quick: EngineSettings, tmp_path: Path, kind: str) -> None:
-    [expected] = Engine(quick).quantize_rows([RowsToQuantize(ROWS, kind)], tmp_path)
-    found = quantizer.quantize(ROWS, kind)
-    assert found.shape == (7, len(expected) // 7)
-    np.testing.assert_array_equal(found.reshape(-1), expected)
+def test_it_is_ggmls_quantizer(
+    quantizer: Quantizer, quick: EngineSettings, make_gguf: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    """Bit for bit what llama_model_quantize makes of a file."""
+    name, plain, made = "blk.0.ffn_down.weight", make_gguf(intermediate_size=256), tmp_path / "made.gguf"
+    Engine(quick).quantize_like(plain, made, {name: kind})
+    with open_gguf(plain) as source, open_gguf(made) as expected:
+        assert expected.tensors[name].type == kind
+        np.testing.assert_array_equal(quantizer.quantize(source.read(name), kind).reshape(-1), expected.raw(name))
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])

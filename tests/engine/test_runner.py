@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from diffharness.captures import Capture
-from diffharness.engine.runner import Engine, EngineCrash, RowsToQuantize, check_overrides
+from diffharness.engine.runner import Engine, EngineCrash, check_overrides
 from diffharness.errors import FixtureError, OutputError, SettingsError
 from diffharness.settings import EngineSettings
 
@@ -125,23 +125,6 @@ def test_vocabulary_of_a_model_without_tokenizer(llama_gguf: Path, quick: Engine
     assert vocabulary.n_vocab == N_VOCAB and not vocabulary.has_tokenizer and vocabulary.pieces == {}
     with pytest.raises(EngineCrash, match="has no tokenizer") as caught:
         Engine(quick).tokenize(llama_gguf, ["text"])
-    assert caught.value.kind == "refused"
-
-
-def test_rows_are_quantized_by_ggml(quick: EngineSettings, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    a = rng.standard_normal((5, 256)).astype(np.float32)
-    b = rng.standard_normal((3, 64)).astype(np.float32)
-    blocks = Engine(quick).quantize_rows([RowsToQuantize(a, "Q4_K"), RowsToQuantize(b, "Q8_0")], tmp_path)
-    for rows, raw, kind, error in ((a, blocks[0], "Q4_K", 0.1), (b, blocks[1], "Q8_0", 0.01)):
-        values = gguf.dequantize(raw.reshape(rows.shape[0], -1), gguf.GGMLQuantizationType[kind])
-        assert np.linalg.norm(values - rows) < error * np.linalg.norm(rows)
-    np.testing.assert_array_equal(blocks[1], gguf.quantize(b, gguf.GGMLQuantizationType.Q8_0).reshape(-1))
-
-
-def test_types_that_need_an_importance_matrix(quick: EngineSettings, tmp_path: Path) -> None:
-    with pytest.raises(EngineCrash, match="importance matrix") as caught:
-        Engine(quick).quantize_rows([RowsToQuantize(np.ones((1, 256), np.float32), "IQ2_XXS")], tmp_path)
     assert caught.value.kind == "refused"
 
 

@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
+from diffharness.errors import CheckpointError
 from diffharness.forensics.drift import tensor_errors
 from diffharness.weights.source import TensorInfo
 
@@ -160,6 +161,14 @@ def test_nan_is_counted() -> None:
     source.values["blk.0.ffn_up.weight"] = bad
     (found,) = [t for t in tensor_errors(source, CHECKPOINT, None, FLOORS).tensors if t.non_finite]
     assert (found.name, found.non_finite, found.error, found.damaged) == ("blk.0.ffn_up.weight", 32, np.inf, True)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_checkpoint_with_nan_judges_nothing(value: float) -> None:
+    broken = CLEAN | {"blk.0.ffn_up.weight": CLEAN["blk.0.ffn_up.weight"].copy()}
+    broken["blk.0.ffn_up.weight"][3, 5] = value
+    with pytest.raises(CheckpointError, match=r"blk\.0\.ffn_up\.weight holds values that are NaN"):
+        tensor_errors(Source(CLEAN), Source(broken), None, FLOORS)
 
 
 def test_missing_extra_and_misshapen() -> None:

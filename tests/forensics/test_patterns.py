@@ -5,7 +5,7 @@ import pytest
 
 from diffharness.forensics.drift import TensorError
 from diffharness.forensics.heads import Heads
-from diffharness.forensics.patterns import find_patterns, sentence
+from diffharness.forensics.patterns import find_patterns
 from diffharness.records.inspect import PatternRow
 
 N_LAYER = 12
@@ -114,7 +114,7 @@ def test_a_class_and_a_stray_tensor_are_two_rows() -> None:
     names = {named(il, "ffn_up") for il in range(N_LAYER)} | {"token_embd.weight"}
     first, second = patterns(names)
     assert (first.kind, second.kind, second.tensors) == ("class", "tensor", ["token_embd.weight"])
-    assert sentence([first, second]) == "ffn_up in every layer; token_embd.weight"
+    assert (first.message, second.message) == ("ffn_up in every layer", "token_embd.weight")
 
 
 def test_scattered_layers_are_no_pattern() -> None:

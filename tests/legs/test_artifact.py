@@ -10,7 +10,7 @@ from diffharness import metrics
 from diffharness.forensics.drift import Drift, TensorError
 from diffharness.forensics.restore import Lineage
 from diffharness.legs import artifact
-from diffharness.legs._compare import TapComparison
+from diffharness.legs.compare import TapComparison
 from diffharness.records import MetadataRow
 
 FLOORS = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diffharness import metrics
 from diffharness.errors import InconclusiveError
-from diffharness.legs._compare import TapComparison, other_experts, unmatched
+from diffharness.legs.compare import TapComparison, other_experts, unmatched
 
 
 def values(n: int = 40, width: int = 16, seed: int = 0) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from diffharness import metrics
 from diffharness.errors import InconclusiveError
 from diffharness.legs import graph
-from diffharness.legs._compare import TapComparison
+from diffharness.legs.compare import TapComparison
 from diffharness.taps import layer_tap
 
 FLOORS = {"graph.local": 1e-8, "graph.local_token": 1e-7, "graph.logits": 1e-4}

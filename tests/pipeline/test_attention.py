@@ -12,7 +12,7 @@ from diffharness.engine.quantizer import Quantizer
 from diffharness.fixture import Fixture, load_fixture
 from diffharness.forensics.control import Control
 from diffharness.pipeline import reference_runs
-from diffharness.pipeline.attention import Watching, attention_health, judged, ranges_of
+from diffharness.pipeline.attention import Baseline, Watching, judged, ranges_of
 from diffharness.pipeline.reference_runs import Precision, shape_of
 from diffharness.records.attention import AttentionHealth
 from diffharness.reference.runner import Reference
@@ -58,25 +58,28 @@ def fixture() -> Fixture:
 
 
 @pytest.fixture(scope="module")
-def health(clean: GgufFile, fixture: Fixture) -> Judge:
+def baseline(fixture: Fixture) -> Iterator[Baseline]:
+    with Baseline(Checkpoint(EMBEDDED / "checkpoint"), fixture, Precision(), n_ubatch=128) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def health(baseline: Baseline, clean: GgufFile) -> Judge:
     """Judged with the clean artifact as control: it is as good as a fresh quantization, and quick to read."""
-    checkpoint = Checkpoint(EMBEDDED / "checkpoint")
-
-    def judge(artifact: WeightSource) -> AttentionHealth:
-        return attention_health(artifact, checkpoint, clean, fixture, Precision(), load_tolerances(), n_ubatch=128)
-
-    return judge
+    control = baseline.beside(clean)
+    return lambda artifact: baseline.judge(baseline.beside(artifact), control, load_tolerances())
 
 
 def multiplied(by: float, *names: str) -> Change:
     return lambda name, x: x * np.float32(by) if name in names else x
 
 
-def test_a_clean_artifact_has_no_finding_with_and_without_a_control(clean: GgufFile, fixture: Fixture) -> None:
+def test_a_clean_artifact_has_no_finding_with_and_without_a_control(baseline: Baseline, clean: GgufFile) -> None:
     checkpoint = Checkpoint(EMBEDDED / "checkpoint")
     with Quantizer(load_engine("native").changed(threads=1)) as quantizer:
-        for control in (None, Control(checkpoint, clean, quantizer.quantize)):
-            found = attention_health(clean, checkpoint, control, fixture, Precision(), load_tolerances(), n_ubatch=128)
+        artifact = baseline.beside(clean)
+        for control in (None, baseline.beside(Control(checkpoint, clean, quantizer.quantize))):
+            found = baseline.judge(artifact, control, load_tolerances())
             assert (found.changed, found.findings) == ([], [])
             assert found.ranges == [(1, 16), (16, 64), (64, 128), (128, 256)]
             assert (found.control is None) == (control is None)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from diffharness import damage
 from diffharness.damage import Options
@@ -14,6 +15,7 @@ from diffharness.engine.quantizer import Quantizer
 from diffharness.engine.runner import Engine
 from diffharness.errors import ArtifactFileError, CheckpointError, FixtureError
 from diffharness.forensics.gate import Gate, load_gate
+from diffharness.layers import parse_layers
 from diffharness.pipeline.gating import GateRequest, run_gate
 from diffharness.records.gate import GateRecord
 from diffharness.settings import data_dir, load_engine, load_tolerances
@@ -77,7 +79,7 @@ def test_clean_quantizations_pass(ftype: str, quantized: Callable[[str], Path]) 
 )
 def test_damage_fails_under_its_own_rules(how: str, options: dict[str, str], rules: set[str], tmp_path: Path) -> None:
     out = tmp_path / "damaged.gguf"
-    chosen = Options(**{k: damage.parse_layers(v) if k == "layers" else v for k, v in options.items()})  # type: ignore[arg-type]
+    chosen = Options(**{k: parse_layers(v) if k == "layers" else v for k, v in options.items()})  # type: ignore[arg-type]
     with Quantizer(ENGINE) as quantizer:
         damage.apply(
             ARTIFACT, out, [how], options=chosen, quantize=quantizer.quantize, checkpoint=Checkpoint(CHECKPOINT)
@@ -142,3 +144,22 @@ def test_unfit_input_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(ARTIFACT.read_bytes()[:100_000])
     with pytest.raises(ArtifactFileError):
         gated(tmp_path / "cut.gguf")
+
+
+def test_too_few_positions_judge_nothing() -> None:
+    record = gated(ARTIFACT, n_tokens=3)
+    assert record.outcome == "inconclusive" and with_status(record, "fail") == set()
+    reasons = {row.message for row in record.rules if row.rule in OF_FORWARDS}
+    assert reasons == {"1 scored positions are too few to judge by: give --tokens 40"}
+
+
+def test_a_checkpoint_with_nan_judges_nothing(tmp_path: Path) -> None:
+    broken = tmp_path / "checkpoint"
+    shutil.copytree(CHECKPOINT, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    record = gated(ARTIFACT, checkpoint=broken)
+    assert record.outcome == "inconclusive" and with_status(record, "fail") == set()
+    reasons = " ".join(row.message for row in record.rules)
+    assert "holds values that are NaN" in reasons and "its own logits are NaN" in reasons

@@ -69,6 +69,7 @@ def test_too_few_tokens_decide_nothing() -> None:
     record = run(CLEAN, n_tokens=64, tensors=("blk.*.attn_q.weight",))
     assert record.verdict.primary == "inconclusive" and "--tokens" in (record.verdict.next_step or "")
     assert "31 scored positions are too few" in record.verdict.summary
+    assert record.verdict.next_step is not None and "--tokens 2048" in record.verdict.next_step
 
 
 def test_without_a_control_nothing_clears_the_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,16 @@ def test_a_table_fits_a_hundred_columns() -> None:
     assert max(map(len, to_text(DOCUMENT).splitlines())) <= 100
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_no_number_is_cut_off_by_long_words(width: int) -> None:
+    row = ("/a/long/folder/with-a-long-name-Q4_K_M.gguf", "ok", *(f"{i}.234e-04" for i in range(6)), "987.6543")
+    head = ("artifact", "", "mean KL", "control", "ratio", "limit", "median", "limit", "PPL of control")
+    text = to_text(
+        Document("grade", "", "", [Section(tables=[Table("", head, [row], numeric=True)], words=2)]), width=width
+    )
+    assert all(number in text for number in row[2:]) and max(map(len, text.splitlines())) <= width
+
+
 def test_a_command_that_judges_nothing_has_no_verdict_line() -> None:
     text = to_text(Document("grade", "", "", [Section(tables=[TABLE])]))
     assert "verdict" not in text and text.strip().startswith("Worst tensors")

@@ -13,6 +13,7 @@ from diffharness.records.grade import GradeRow, KlStatistics
 from diffharness.records.inspect import InspectRecord, Measures, TensorMeasures
 from diffharness.records.run import TokensLeg
 from diffharness.taps import split
+from diffharness.words import listed
 
 FEWEST_LAYERS = 3  # that make a median
 LEAST_ERROR = 1e-3  # relative; an error below it counts as if it were this, as of tensors that are kept exactly
@@ -105,7 +106,7 @@ def _damage(found: InspectRecord) -> Sequence[Reading] | NotRun:
     drifted = [Reading(1, t.name, t.bpw, t.why or "") for t in found.tensors if t.drifted]
     unjudged = [t.name for t in found.tensors if t.limit is None and not t.drifted]
     if not drifted and (unjudged or not found.tensors):
-        return NotRun(f"{len(unjudged)} of {len(found.tensors)} tensors have no control: {_some(unjudged)}")
+        return NotRun(f"{len(unjudged)} of {len(found.tensors)} tensors have no control: {listed(unjudged, 5)}")
     return drifted
 
 
@@ -244,7 +245,3 @@ def _percent(ratio: float) -> float:
 
 def _value(value: object) -> str:
     return "missing" if value is None else str(value)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -7,13 +7,13 @@ from typing import Any
 
 from diffharness.errors import CheckpointError, UnsupportedError
 from diffharness.weights.names import gemma2, gemma3, gemma4, llama, qwen2, qwen3, qwen3moe
-from diffharness.weights.names._map import ArchMap, Config, TensorRule
+from diffharness.weights.names._map import ArchMap, Config, RotaryPairs, TensorRule
 
 MAPS: dict[str, ArchMap] = {
     m.arch: m for m in (gemma2.MAP, gemma3.MAP, gemma4.MAP, llama.MAP, qwen2.MAP, qwen3.MAP, qwen3moe.MAP)
 }
 
-__all__ = ["MAPS", "ArchMap", "TensorRule", "config_of_tensors", "for_arch", "for_config", "text_config"]
+__all__ = ["MAPS", "ArchMap", "RotaryPairs", "TensorRule", "config_of_tensors", "for_arch", "for_config", "text_config"]
 
 
 def for_arch(arch: str) -> ArchMap:

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.errors import InconclusiveError
-from diffharness.metrics import LogitComparison
+from diffharness.metrics import LogitComparison, ratio
 from diffharness.records import LogitStats, TapRow, Unmatched
 from diffharness.taps import graph_order, split
+from diffharness.words import listed
 
 FloatArray = NDArray[np.floating[Any]]
 Float64Array = NDArray[np.float64]
@@ -96,7 +97,7 @@ class _Sums:
         use = self.seen if keep is None else self.seen & keep
         if not use.any():
             return 0.0
-        return float(_ratio(self.error[use].sum(keepdims=True), self.power[use].sum(keepdims=True))[0])
+        return float(ratio(self.error[use].sum(keepdims=True), self.power[use].sum(keepdims=True))[0])
 
     def per_token(self) -> Float64Array:
         """NMSE by token [n_tokens], quiet tokens against the usual power; 0 for tokens not seen."""
@@ -105,7 +106,7 @@ class _Sums:
             power = self.power[self.seen]
             finite = power[np.isfinite(power)]
             least = QUIET_SHARE * float(np.median(finite)) if finite.size else 0.0
-            result[self.seen] = _ratio(self.error[self.seen], np.maximum(power, least))
+            result[self.seen] = ratio(self.error[self.seen], np.maximum(power, least))
         return result
 
     def cosine(self) -> float:
@@ -115,12 +116,6 @@ class _Sums:
         if self.power_a == 0.0 or power_b == 0.0:
             return 1.0 if self.power_a == power_b else 0.0
         return float(np.clip(self.dot / np.sqrt(self.power_a) / np.sqrt(power_b), -1.0, 1.0))
-
-
-def _ratio(error: Float64Array, power: Float64Array) -> Float64Array:
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = np.where(error == 0.0, 0.0, error / power)
-    return np.where(np.isfinite(error) & np.isfinite(power), ratio, np.inf)
 
 
 @dataclass
@@ -279,8 +274,7 @@ def unmatched(engine: Iterable[str], reference: Iterable[str]) -> Unmatched:
 def _some(names: set[str], most: int = 12) -> str:
     if not names:
         return "has none"
-    shown = sorted(names, key=graph_order)[:most]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return listed(sorted(names, key=graph_order), most)
 
 
 def logit_stats(comparison: LogitComparison) -> LogitStats:
