@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -64,24 +64,27 @@ class _Columns:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         told, words = self._told, self._words
-        least = [
-            min(max((cell_len(clean(row[i])) for row in told.rows), default=0), self._cell)
-            for i in range(len(told.head))
-        ]
-        excess = sum(least) + _GAP * (len(least) - 1) - options.max_width
-        for i in sorted(range(words), key=lambda i: -least[i]):  # words can be read folded, numbers cannot
-            taken = max(0, min(excess, least[i] - _LEAST))
-            least[i] -= taken
-            excess -= taken
+        widths = self._widths(options.max_width - _GAP * len(told.head))
         shown = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
         for i, name in enumerate(told.head):
-            shown.add_column(
-                Text(name),
-                justify="left" if i < words else "right",
-                overflow="fold",
-                header_style="dim",
-                min_width=least[i],  # heads fold before cells do
-            )
+            justify: JustifyMethod = "left" if i < words else "right"
+            shown.add_column(Text(name), justify=justify, overflow="fold", header_style="dim", width=widths[i])
         for row in told.rows:
             shown.add_row(*(Text(clean(text), style=STYLES.get(text, "")) for text in row))
         yield shown
+
+    def _widths(self, room: int) -> list[int]:
+        """Long words fold first, then heads, then all words; numbers never do."""
+        told, words = self._told, self._words
+        cells = [max((cell_len(clean(row[i])) for row in told.rows), default=1) for i in range(len(told.head))]
+        widths = [max(1, longest, cell_len(name)) for longest, name in zip(cells, told.head, strict=True)]
+        asked = [min(longest, self._cell) for longest in cells[:words]]
+        heads = [*asked, *cells[words:]]
+        least = [*(min(longest, _LEAST) for longest in asked), *cells[words:]]
+        for floor in ([*asked, *widths[words:]], heads, least):
+            while sum(widths) > room:
+                over = [i for i, width in enumerate(widths) if width > max(1, floor[i])]
+                if not over:
+                    break
+                widths[max(over, key=widths.__getitem__)] -= 1
+        return widths

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from diffharness.records.restore import GroupScore, MixtureScore, RestoreRecord, SearchResult, Side
 from diffharness.report import _content
 from diffharness.report._format import NONE, decimals, scientific
@@ -75,7 +77,7 @@ def _row(row: GroupScore) -> tuple[str, ...]:
     told = "equal" if row.change == 0.0 else "" if row.told == "same" else row.told
     error = NONE if row.error is None else decimals(row.error, _CLOSE)
     n = len(row.tensors) + len(row.keys)
-    change = f"{row.change:+.{_CLOSE}f}"
+    change = NONE if math.isnan(row.change) else f"{row.change:+.{_CLOSE}f}"  # from infinite to infinite
     return (row.group, str(n), str(row.drifted), decimals(row.ppl), change, error, scientific(row.kl_mean), told)
 
 

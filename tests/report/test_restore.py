@@ -94,3 +94,8 @@ def test_hostile_names_are_harmless() -> None:
     shown = document(record(groups=[group(EVIL, 1.0, keys=[EVIL])], search=search(words=EVIL)))
     for text in (to_text(shown), to_markdown(shown)):
         assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_nothing_is_said_of_a_change_from_infinite_to_infinite() -> None:
+    text = to_text(document(record(groups=[group("attn_q", math.inf, change=math.nan, error=None, told="same")])))
+    assert "nan" not in text
