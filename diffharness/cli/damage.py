@@ -67,10 +67,12 @@ def damage(
     quiet: QuietOption = False,
     verbose: VerboseOption = 0,
 ) -> None:  # fmt: skip
-    """Make a copy of a GGUF with known, seeded faults: for tests, demos, and to try the other commands.
+    """Make a copy of a GGUF with known, seeded faults: for tests, demos, and to try the other
+    commands.
 
-    Damaged tensors keep their type, so that the type gives nothing away; with --checkpoint they start from the
-    checkpoint's values, not from the artifact's. The copy's metadata key diffharness.damage says what was done.
+    Damaged tensors keep their type, so that the type gives nothing away; with --checkpoint
+    they start from the checkpoint's values, not from the artifact's. The copy's metadata
+    key diffharness.damage says what was done.
 
     Exit code: 0 done; 2 unfit input, or a fault that would change nothing.
     """

@@ -64,11 +64,14 @@ def gate(
     quiet: QuietOption = False,
     verbose: VerboseOption = 0,
 ) -> None:
-    """Pass or fail a GGUF before it is published: a line per rule with what was measured and what it may be.
+    """Pass or fail a GGUF before it is published: a line per rule with what was measured and what
+    it may be.
 
-    Without MODEL, the embedded model with its checkpoint. Without --tokens, the fixture's first 2048.
+    Without MODEL, the embedded model with its checkpoint. Without --tokens, the fixture's
+    first 2048.
 
-    Exit code: 0 pass; 1 a rule fails; 2 unfit input; 125 a rule that is not optional could not be run.
+    Exit code: 0 pass; 1 a rule fails; 2 unfit input; 125 a rule that is not optional could
+    not be run.
     """
     require_writable(json_file, markdown, junit)
     if junit == STDOUT:

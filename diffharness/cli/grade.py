@@ -69,12 +69,15 @@ def grade(
     quiet: QuietOption = False,
     verbose: VerboseOption = 0,
 ) -> None:
-    """Grade GGUFs: perplexity by the reference and by llama.cpp, KL and agreement against the checkpoint.
+    """Grade GGUFs: perplexity by the reference and by llama.cpp, KL and agreement against the
+    checkpoint.
 
-    Without --checkpoint and --against, perplexities only. Without --tokens, the fixture's first 2048. A --chunk longer
-    than the model's sliding window and than llama.cpp's n_ubatch (512) shows what only breaks on long prompts.
+    Without --checkpoint and --against, perplexities only. Without --tokens, the fixture's
+    first 2048. A --chunk longer than the model's sliding window and than llama.cpp's
+    n_ubatch (512) shows what only breaks on long prompts.
 
-    Exit code: 0 graded; 1 an artifact lost more than its --control; 2 unfit input, or an artifact was not graded.
+    Exit code: 0 graded; 1 an artifact lost more than its --control; 2 unfit input, or an
+    artifact was not graded.
     """
     require_writable(json_file, markdown)
     if out is not None:

@@ -34,12 +34,14 @@ def inspect(
     quiet: QuietOption = False,
     verbose: VerboseOption = 0,
 ) -> None:
-    """Compare every tensor and key of a GGUF with the checkpoint's, and say what drifted, where, and in what pattern.
+    """Compare every tensor and key of a GGUF with the checkpoint's, and say what drifted, where,
+    and in what pattern.
 
-    No forward is run. Each tensor is judged by a control: the checkpoint's own, quantized afresh to the same type by
-    the quantizer of the engine's build.
+    No forward is run. Each tensor is judged by a control: the checkpoint's own, quantized
+    afresh to the same type by the quantizer of the engine's build.
 
-    Exit code: 0 agree; 1 weights, metadata or the file are damaged; 2 unfit input; 125 only a forward could tell.
+    Exit code: 0 agree; 1 weights, metadata or the file are damaged; 2 unfit input; 125 only
+    a forward could tell.
     """
     require_writable(json_file, markdown)
     model_file = model_path(model)

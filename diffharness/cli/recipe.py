@@ -67,9 +67,11 @@ def recipe(
     quiet: QuietOption = False,
     verbose: VerboseOption = 0,
 ) -> None:
-    """Say what quantization recipes cost, without making files: each is simulated on the checkpoint's weights.
+    """Say what quantization recipes cost, without making files: each is simulated on the
+    checkpoint's weights.
 
-    Without --recipe and --ladder, the ladder of the Gemma 4 recipes. Exit code: 0 done; 2 unfit input.
+    Without --recipe and --ladder, the ladder of the Gemma 4 recipes. Exit code: 0 done; 2
+    unfit input.
     """
     require_writable(json_file, markdown)
     if write is not None:

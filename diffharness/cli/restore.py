@@ -74,8 +74,9 @@ def restore(
 ) -> None:
     """Put groups of tensors back from the checkpoint, and grade each mixture by the reference.
 
-    By default one class after another. Where the file loses more than its types do, the other direction is run as
-    well, which tells damage from a sound model of another origin. No engine runs but its quantizer, for the control.
+    By default one class after another. Where the file loses more than its types do, the
+    other direction is run as well, which tells damage from a sound model of another origin.
+    No engine runs but its quantizer, for the control.
 
     Exit code: 0 agree; 1 a verdict against the artifact; 2 unfit input; 125 inconclusive.
     """
