@@ -6,14 +6,13 @@ for, is quantized and dequantized on demand. Importance weights are not known, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.weights.dequant import byte_size, dequantize
-from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo, WeightSource
+from diffharness.weights.source import Float32Array, IntArray, TensorInfo, WeightSource
 
 
 class Quantize(Protocol):
@@ -34,30 +33,19 @@ class Control:
     def __init__(self, checkpoint: WeightSource, artifact: WeightSource, quantize: Quantize) -> None:
         self.label = f"{checkpoint.label} quantized like {artifact.label}"
         self._checkpoint, self._quantize = checkpoint, quantize
-        self._tensors = {name: _info(info, artifact.tensors.get(name)) for name, info in checkpoint.tensors.items()}
-
-    @property
-    def arch(self) -> str:
-        return self._checkpoint.arch
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._checkpoint.metadata
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return self._tensors
+        self.arch, self.metadata = checkpoint.arch, checkpoint.metadata
+        self.tensors = {name: _info(info, artifact.tensors.get(name)) for name, info in checkpoint.tensors.items()}
 
     def read(self, name: str) -> Float32Array:
         return self._again(name, self._checkpoint.read(name))
 
     def take(self, name: str, rows: slice | IntArray) -> Float32Array:
-        if len(self._tensors[name].shape) < 2:
+        if len(self.tensors[name].shape) < 2:
             return np.ascontiguousarray(self.read(name)[rows])
         return self._again(name, self._checkpoint.take(name, rows))
 
     def _again(self, name: str, values: Float32Array) -> Float32Array:
-        type_name = self._tensors[name].type
+        type_name = self.tensors[name].type
         return values if type_name == self._checkpoint.tensors[name].type else self.again(values, type_name)
 
     def again(self, values: Float32Array, type_name: str) -> Float32Array:

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from diffharness.records.grade import ControlRow, KlStatistics, PositionBucket
 from diffharness.settings import Floors
 
 
-def beyond_control(own: KlStatistics, control: KlStatistics, floors: Floors) -> ControlRow:
-    """Whether more was lost than the types explain: the artifact leg's rule, on mean KL and on median KL.
+@dataclass(frozen=True)
+class KlLimits:
+    """What mean and median KL from the checkpoint may be, by a control's."""
 
-    The median must be above its limit too: a mean alone can be one position.
-    """
-    factor, floor = floors["artifact.kl_factor"], floors["artifact.kl_floor"]
-    kl_limit = factor * control.kl.value + floor
-    median_limit = factor * control.kl_quantiles["50%"] + floor
+    mean: float
+    median: float
+
+    @classmethod
+    def of(cls, mean: float, median: float, floors: Floors) -> KlLimits:
+        """From the control's own mean and median."""
+        factor, floor = floors["artifact.kl_factor"], floors["artifact.kl_floor"]
+        return cls(factor * mean + floor, factor * median + floor)
+
+    def passed_by(self, mean: float, median: float) -> bool:
+        """Whether both are above their limits, or no numbers.
+
+        A mean alone can be one position, or one token of a mixture of experts that was routed otherwise.
+        """
+        return not (mean <= self.mean or median <= self.median)
+
+
+def beyond_control(own: KlStatistics, control: KlStatistics, floors: Floors) -> ControlRow:
+    """Whether more was lost than the types explain, by mean and median KL."""
+    limits = KlLimits.of(control.kl.value, control.kl_quantiles["50%"], floors)
     return ControlRow(
         statistics=control,
         kl_ratio=own.kl.value / control.kl.value if control.kl.value > 0 else None,
-        kl_limit=kl_limit,
-        median_limit=median_limit,
-        beyond=own.kl.value > kl_limit and own.kl_quantiles["50%"] > median_limit,
+        kl_limit=limits.mean,
+        median_limit=limits.median,
+        beyond=limits.passed_by(own.kl.value, own.kl_quantiles["50%"]),
     )
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from diffharness.forensics.drift import Drift
 from diffharness.forensics.groups import Group, family
 from diffharness.forensics.lineage import differs_everywhere
+from diffharness.forensics.loss import KlLimits
 from diffharness.metrics import Float64Array, IntArray, mean_nll, perplexity
 from diffharness.paired import paired
 from diffharness.records.grade import Paired
@@ -54,6 +55,10 @@ class Outcome:
     @property
     def kl_mean(self) -> float:
         return mean_nll(self.kl)
+
+    @property
+    def kl_median(self) -> float:
+        return float(np.median(self.kl))
 
 
 Evaluate = Callable[[frozenset[Group]], Outcome]
@@ -135,15 +140,8 @@ def is_too_short(change: Paired) -> bool:
 
 
 def lost_more(ours: Outcome, control: Outcome, floors: Floors) -> bool:
-    """Whether mean and median KL from the checkpoint are both beyond what the control's allow.
-
-    A mean alone can be one position, or one token of a mixture of experts that was routed otherwise.
-    """
-    factor, floor = floors["artifact.kl_factor"], floors["artifact.kl_floor"]
-    return not (
-        ours.kl_mean <= factor * control.kl_mean + floor
-        or float(np.median(ours.kl)) <= factor * float(np.median(control.kl)) + floor
-    )
+    """Whether more was lost than the control loses."""
+    return KlLimits.of(control.kl_mean, control.kl_median, floors).passed_by(ours.kl_mean, ours.kl_median)
 
 
 def additivity(harms: Sequence[Rung], whole: Outcome, control: Outcome | None) -> float | None:

@@ -25,6 +25,7 @@ from diffharness.forensics.findings import (
     mostly_explained,
 )
 from diffharness.forensics.lineage import is_rounded_otherwise
+from diffharness.forensics.loss import KlLimits
 from diffharness.forensics.restoration import other_model
 from diffharness.forensics.restore import Lineage, is_spread
 from diffharness.layers import describe_layers, ranges
@@ -81,7 +82,7 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
     damaged = [t for t in drift.tensors if t.damaged and not t.non_finite]
     excess = kl_excess(inputs, floors)
     by_design: list[TensorError] = []
-    if inputs.control_logits is not None and excess is None and is_rounded_otherwise(drift.tensors, floors):
+    if rounded_by_design(inputs, floors):
         damaged, by_design = [], damaged
     used = [row for row in inputs.metadata if row.used]
     rows = _tap_rows(inputs, floors)
@@ -130,19 +131,19 @@ def _rounding_finding(tensors: Sequence[TensorError], inputs: ArtifactInputs) ->
 
 
 def kl_excess(inputs: ArtifactInputs, floors: Floors) -> float | None:
-    """Mean KL over what the control's allows, where it is above; None where it is not, or without a control.
-
-    The median must be above its own limit as well: a mean alone can be one position, or one token of a
-    mixture of experts that was routed otherwise.
-    """
+    """Mean KL over what the control's allows, where it is above; None where it is not, or without a control."""
     ours, control = inputs.logits, inputs.control_logits
     if ours is None or control is None:
         return None
-    factor, floor = floors["artifact.kl_factor"], floors["artifact.kl_floor"]
-    limit = factor * control.kl_mean + floor
-    if ours.kl_mean <= limit or ours.kl_median <= factor * control.kl_median + floor:
-        return None
-    return ours.kl_mean / limit
+    limits = KlLimits.of(control.kl_mean, control.kl_median, floors)
+    return ours.kl_mean / limits.mean if limits.passed_by(ours.kl_mean, ours.kl_median) else None
+
+
+def rounded_by_design(inputs: ArtifactInputs, floors: Floors) -> bool:
+    """Whether all that differs is how values were rounded, and the logits are none the worse for it."""
+    if inputs.drift is None or inputs.control_logits is None or kl_excess(inputs, floors) is not None:
+        return False
+    return is_rounded_otherwise(inputs.drift.tensors, floors)
 
 
 def may_be_other_model(inputs: ArtifactInputs, floors: Floors) -> bool:
@@ -150,8 +151,8 @@ def may_be_other_model(inputs: ArtifactInputs, floors: Floors) -> bool:
     excess = kl_excess(inputs, floors) is not None
     if inputs.drift is None or not is_spread(inputs.drift, floors, logits_moved=excess):
         return False
-    by_design = inputs.control_logits is not None and not excess and is_rounded_otherwise(inputs.drift.tensors, floors)
-    return not by_design and not mostly_explained([t for t in inputs.drift.tensors if t.damaged], inputs.relations)
+    damaged = [t for t in inputs.drift.tensors if t.damaged]
+    return not rounded_by_design(inputs, floors) and not mostly_explained(damaged, inputs.relations)
 
 
 def describe_damage(damaged: Sequence[TensorError], every: Sequence[TensorError], kinds: Sequence[str]) -> str:

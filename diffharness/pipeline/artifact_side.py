@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from diffharness.engine.quantizer import Quantizer
 from diffharness.errors import EngineError
@@ -18,7 +17,7 @@ from diffharness.metrics import compare_logits, nll_per_position, perplexity
 from diffharness.paired import paired
 from diffharness.pipeline import reference_runs
 from diffharness.pipeline.attention import Watching, judged
-from diffharness.pipeline.exchanging import lineage_of
+from diffharness.pipeline.exchanging import exchange_of
 from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.inputs import Inputs
 from diffharness.pipeline.inspecting import patterns_of
@@ -102,7 +101,7 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
         if artifact_leg.may_be_other_model(inputs, work.floors):
             with step("lineage"):
                 say("parts exchanged with the checkpoint: another model, or this one damaged?")
-                inputs = replace(inputs, **_lineage(work, checkpoint, control, precision, inputs, theirs, ours))
+                inputs = _with_lineage(work, checkpoint, control, precision, inputs, theirs, ours)
     outcome = artifact_leg.judge(inputs, work.floors)
     for finding in outcome.findings:
         if finding.kind == "inconclusive":
@@ -113,7 +112,7 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
     return ArtifactSide(outcome, logits)
 
 
-def _lineage(
+def _with_lineage(
     work: Work,
     checkpoint: Checkpoint,
     control: Control,
@@ -121,20 +120,21 @@ def _lineage(
     inputs: ArtifactInputs,
     theirs: Logits,
     ours: Logits,
-) -> dict[str, Any]:
-    """What tells another model from damage; on too few positions nothing does."""
-    fixture, artifact = work.inputs.fixture, work.inputs.artifact
+) -> ArtifactInputs:
+    """With what tells another model from damage; on too few positions nothing does."""
+    fixture, floors = work.inputs.fixture, work.floors
     rows, next_ids = fixture.scored_positions(), fixture.next_ids()
     own, other = (nll_per_position(logits[rows], next_ids) for logits in (ours, theirs))
     if is_too_short(paired(own, other, rows // fixture.chunk)):
-        return {"too_short": True}
+        return replace(inputs, too_short=True)
     assert inputs.drift is not None, "asked for only with the tensors compared"
     with run_folder(None) as folder:
-        lineage = lineage_of(
-            artifact, checkpoint, None if inputs.control_logits is None else control, inputs.drift, inputs.metadata,
-            fixture, precision, folder, work.floors, work.request.say,
+        exchange = exchange_of(
+            work.inputs.artifact, checkpoint, inputs.drift, inputs.metadata, fixture, precision, folder, floors,
+            work.request.say,
         )  # fmt: skip
-    return {"lineage": lineage}
+        outcome = exchange.control(None if inputs.control_logits is None else control)
+        return replace(inputs, lineage=exchange.lineage(outcome))
 
 
 def _repair(rows: list[MetadataRow], artifact: WeightSource, inputs: Inputs, precision: Precision) -> None:

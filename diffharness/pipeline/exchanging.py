@@ -115,10 +115,9 @@ class Exchange:
         self.meter.planned = max(self.meter.planned, self.mixtures.count.forwards + more)
 
 
-def lineage_of(
+def exchange_of(
     artifact: WeightSource,
     checkpoint: WeightSource,
-    control: WeightSource | None,
     drift: Drift,
     metadata: Sequence[MetadataRow],
     fixture: Fixture,
@@ -126,10 +125,13 @@ def lineage_of(
     folder: Path,
     floors: Floors,
     say: Say,
-) -> Lineage:
-    """The marks of lineage of an artifact whose tensors differ all over: some forwards for each class of tensors."""
+    *,
+    planned: int = 0,
+    reuse: bool = True,
+) -> Exchange:
+    """Artifact and checkpoint scored, the keys on which they differ among what can be exchanged."""
     meter = Meter(say)
-    meter.doing = "the checkpoint"
+    meter.planned, meter.doing = planned, "the checkpoint"
     mixtures = Mixtures(
         artifact,
         checkpoint,
@@ -139,9 +141,9 @@ def lineage_of(
         keys={row.key: row.checkpoint for row in metadata},
         equal=frozenset(t.name for t in drift.tensors if t.error == 0.0),
         told=meter.told,
+        reuse=reuse,
     )
-    exchange = Exchange(mixtures, fixture.scored_positions() // fixture.chunk, floors, meter, say)
-    return exchange.lineage(exchange.control(control))
+    return Exchange(mixtures, fixture.scored_positions() // fixture.chunk, floors, meter, say)
 
 
 def _duration(seconds: float) -> str:

@@ -23,8 +23,7 @@ class Exchanged(Overlay):
 
     def __init__(self, base: WeightSource, top: WeightSource, names: frozenset[str], metadata: Metadata) -> None:
         super().__init__(base, top, names.__contains__, metadata)
-        kept = {name: info for name, info in self._tensors.items() if name in top.tensors or name not in names}
-        self._tensors = kept
+        self.tensors = {name: info for name, info in self.tensors.items() if name in top.tensors or name not in names}
 
 
 class Untied:

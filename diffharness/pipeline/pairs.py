@@ -14,7 +14,7 @@ from typing import Any
 from diffharness.errors import BadInputError, CheckpointError
 from diffharness.weights.checkpoint import VOCABULARY, Checkpoint, read_json
 from diffharness.weights.gguf_file import GgufFile, open_gguf
-from diffharness.weights.source import EMBEDDING, Float32Array, IntArray, Metadata, TensorInfo, WeightSource
+from diffharness.weights.source import EMBEDDING, Float32Array, IntArray, TensorInfo, WeightSource
 from diffharness.weights.vocab import tokenizer_metadata
 from diffharness.words import listed
 
@@ -84,36 +84,24 @@ class SharedRows:
 
     def __init__(self, base: WeightSource, n_vocab: int) -> None:
         self._base = base
-        self.label = base.label
+        self.label, self.arch, self.metadata = base.label, base.arch, base.metadata
         self.surplus: dict[str, int] = {}
-        self._tensors = dict(base.tensors)
-        for name in VOCABULARY & self._tensors.keys():
-            info = self._tensors[name]
+        self.tensors = dict(base.tensors)
+        for name in VOCABULARY & self.tensors.keys():
+            info = self.tensors[name]
             if len(info.shape) == 2 and info.shape[0] > n_vocab:
                 self.surplus[name] = info.shape[0] - n_vocab
                 n_bytes = info.n_bytes // info.shape[0] * n_vocab
-                self._tensors[name] = TensorInfo(name, (n_vocab, *info.shape[1:]), info.type, n_bytes)
-
-    @property
-    def arch(self) -> str:
-        return self._base.arch
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._base.metadata
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return self._tensors
+                self.tensors[name] = TensorInfo(name, (n_vocab, *info.shape[1:]), info.type, n_bytes)
 
     def read(self, name: str) -> Float32Array:
         if name in self.surplus:
-            return self._base.take(name, slice(0, self._tensors[name].shape[0]))
+            return self._base.take(name, slice(0, self.tensors[name].shape[0]))
         return self._base.read(name)
 
     def take(self, name: str, rows: slice | IntArray) -> Float32Array:
         if name in self.surplus and isinstance(rows, slice):
-            rows = slice(*rows.indices(self._tensors[name].shape[0]))
+            rows = slice(*rows.indices(self.tensors[name].shape[0]))
         return self._base.take(name, rows)
 
 

@@ -19,10 +19,9 @@ from diffharness.forensics.metadata import differences
 from diffharness.forensics.restoration import Evidence, conclude
 from diffharness.forensics.restore import Rung, is_spread, is_too_short, lost_more
 from diffharness.paired import paired
-from diffharness.pipeline.exchanging import Exchange, Meter
+from diffharness.pipeline.exchanging import exchange_of
 from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.inputs import Inputs, open_inputs
-from diffharness.pipeline.mixtures import Mixtures
 from diffharness.pipeline.reference_runs import Precision
 from diffharness.pipeline.request import Say
 from diffharness.pipeline.restore_search import Task, score, search
@@ -142,20 +141,19 @@ def _restored(
 ) -> RestoreRecord:
     fixture, floors, drift = inputs.fixture, request.tolerances, compared.drift
     chunk_of = fixture.scored_positions() // fixture.chunk
-    meter = Meter(request.say)
-    meter.planned, meter.doing = 3 + (0 if request.search else len(compared.groups)), "the checkpoint"
-    mixtures = Mixtures(
+    exchange = exchange_of(
         inputs.artifact,
         checkpoint,
+        drift,
+        compared.metadata,
         fixture,
         Precision(request.dtype, request.device),
         folder,
-        keys={row.key: row.checkpoint for row in compared.metadata},
-        equal=frozenset(t.name for t in drift.tensors if t.error == 0.0),
-        told=meter.told,
+        floors,
+        request.say,
+        planned=3 + (0 if request.search else len(compared.groups)),
         reuse=request.reuse,
     )
-    exchange = Exchange(mixtures, chunk_of, floors, meter, request.say)
     control = exchange.control(compared.control)
     loses_more = control is not None and lost_more(exchange.artifact, control, floors)
     evidence = Evidence(
@@ -202,8 +200,8 @@ def _restored(
         layer_kinds=compared.kinds,
         metadata=compared.metadata,
         findings=findings,
-        forwards=mixtures.count.forwards,
-        layers_run=mixtures.count.layers,
+        forwards=exchange.mixtures.count.forwards,
+        layers_run=exchange.mixtures.count.layers,
         repro=request.repro,
     )
 

@@ -87,24 +87,13 @@ class Overlay:
         label: str | None = None,
     ) -> None:
         self._base, self._top, self._choose = base, top, choose
-        self._metadata = base.metadata if metadata is None else metadata
+        self.arch = base.arch
+        self.metadata = base.metadata if metadata is None else metadata
         self.label = label or (f"{base.label} + {top.label}" if top else base.label)
         infos = dict(base.tensors)
         if top is not None:
             infos.update({name: info for name, info in top.tensors.items() if choose(name)})
-        self._tensors = infos
-
-    @property
-    def arch(self) -> str:
-        return self._base.arch
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._metadata
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return self._tensors
+        self.tensors: Mapping[str, TensorInfo] = infos
 
     def _source(self, name: str) -> WeightSource:
         if self._top is not None and name in self._top.tensors and self._choose(name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from diffharness.forensics.recipes.plan import Plan
 from diffharness.forensics.recipes.schema import PLAIN, IntN, name_of
 from diffharness.weights.dequant import dequantize
 from diffharness.weights.gguf_write import chunks_of_rows, encode_floats
-from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo, WeightSource
+from diffharness.weights.source import Float32Array, IntArray, TensorInfo, WeightSource
 
 
 class Simulated:
@@ -25,22 +25,11 @@ class Simulated:
     def __init__(self, checkpoint: WeightSource, plan: Plan, quantize: Quantize) -> None:
         self._checkpoint, self._plan, self._quantize = checkpoint, plan, quantize
         self.label = f"{checkpoint.label}, {plan.recipe.name}"
-        self._tensors = {
+        self.arch, self.metadata = checkpoint.arch, checkpoint.metadata
+        self.tensors = {
             name: TensorInfo(name, tensor.info.shape, name_of(tensor.scheme), round(tensor.n_bits / 8))
             for name, tensor in plan.tensors.items()
         }
-
-    @property
-    def arch(self) -> str:
-        return self._checkpoint.arch
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._checkpoint.metadata
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return self._tensors
 
     def read(self, name: str) -> Float32Array:
         return self._rounded(name, self._checkpoint.read(name))
