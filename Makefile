@@ -18,7 +18,7 @@ pinned = $(shell grep '^$(1)==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check bench confusion test-real test-converter clean
+.PHONY: help setup run test check bench confusion test-real test-converter test-faults test-zoo clean
 
 help:
 	@echo 'make run             set up, then run on the embedded model (ARGS="MODEL ..." for another)'
@@ -28,6 +28,8 @@ help:
 	@echo 'make confusion       planted damage against verdicts: clean, damaged, of another lineage'
 	@echo 'make test-real       SmolLM2 and Gemma 3 270M, 512 tokens each (downloads 350 MB)'
 	@echo "make test-converter  our GGUFs against those of llama.cpp's own converter"
+	@echo 'make test-faults     engines with planted faults, and sound ones: each must get its verdict (builds llama.cpp)'
+	@echo "make test-zoo        every node of 128 models of llama.cpp's own generator, replayed (builds it)"
 	@echo 'make setup           set up only'
 	@echo 'make clean           remove what the above made'
 
@@ -58,6 +60,12 @@ test-real: $(VENV)/.ready-test
 
 test-converter: $(VENV)/.ready-converter
 	$(BIN)/python -m pytest tests/converter -m converter --run-converter
+
+test-faults: $(VENV)/.ready-test
+	$(BIN)/python -m pytest tests/faults -m faults --run-faults
+
+test-zoo: $(VENV)/.ready-test
+	$(BIN)/python -m pytest tests/zoo -m zoo --run-zoo
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

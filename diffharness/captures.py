@@ -87,6 +87,12 @@ class CaptureWriter:
         missing = {tap: int((~region.written).sum()) for tap, region in self._regions.items()}
         return {tap: missing[tap] for tap in self.taps if missing[tap]}
 
+    def fill(self, value: float) -> None:
+        """Rows that were never written hold `value` from now on."""
+        for tap, region in self._regions.items():
+            for row in np.flatnonzero(~region.written):
+                self.write(tap, int(row), np.full((1, region.width), value, dtype=np.float32))
+
     def finish(self) -> Path:
         """Write the header and give the file its name; every tap must have all its rows."""
         if lacking := self.incomplete():

@@ -40,6 +40,15 @@ class EngineSettings(BaseModel):
     n_gpu_layers: int = -1  # -1: all
     op_offload: bool = True  # large products on a device even where the weights are on the host
     swa_full: bool = False
+    n_seq_max: Annotated[int, Field(ge=1, le=64)] = 1
+    kv_unified: bool = False
+    rope_freq_base: float | None = None  # None of these: as the model says
+    rope_freq_scale: float | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+    yarn_orig_ctx: int | None = None
     use_mmap: bool = True
     lib_dir: Path | None = None
     python: Path | None = None

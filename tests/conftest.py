@@ -21,11 +21,15 @@ settings.load_profile("no deadline")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-real", action="store_true", help="also run real models (downloads 350 MB)")
     parser.addoption("--run-confusion", action="store_true", help="also judge every case of the confusion matrix")
+    parser.addoption("--run-faults", action="store_true", help="also run engines with planted faults (builds them)")
+    parser.addoption("--run-zoo", action="store_true", help="also replay llama.cpp's own zoo of models (builds it)")
     parser.addoption("--run-converter", action="store_true", help="also run llama.cpp's own converter (downloads it)")
 
 
 _ON_REQUEST = {
+    "faults": "builds llama.cpp with planted faults: run by `make test-faults`",
     "confusion": "takes a quarter of an hour: --run-confusion, or `make confusion`",
+    "zoo": "builds llama.cpp's generator of models: run by `make test-zoo`",
     "converter": "downloads llama.cpp's converter: run by `make test-converter`",
     "real": "downloads real models: run by `make test-real`",
 }

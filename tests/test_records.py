@@ -40,7 +40,7 @@ def record(**changes: object) -> RunRecord:
 def test_top_level_keys_are_the_design_s() -> None:
     data = json.loads(record().to_json())
     assert list(data) == [
-        "schema", "verdict", "first_divergence", "legs", "scores", "findings", "subject", "repro", "timings",
+        "schema", "verdict", "first_divergence", "legs", "scores", "engines", "findings", "subject", "repro", "timings",
     ]  # fmt: skip
     assert data["schema"] == SCHEMA
     assert set(data["legs"]) == {"graph", "kernel", "settings", "artifact", "tokens"}

@@ -80,7 +80,20 @@ ConfigOption = Annotated[
 ]
 EngineOption = Annotated[
     str | None,
-    typer.Option("--engine", metavar="NAME|FILE", help="Engine settings: a name under configs/engines, or a file."),
+    typer.Option(
+        "--engine",
+        metavar="NAME|PATH",
+        help="The engine: settings by name or YAML file, a folder of another build's libraries, or another Python.",
+    ),
+]
+EnginesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME|PATH",
+        help="The engine: settings by name or YAML file, a folder of another build's libraries, or another Python. "
+        "Repeatable: all legs run on the first, and the others are compared with it.",
+    ),
 ]
 OverrideKvOption = Annotated[
     list[str] | None,
@@ -109,7 +122,15 @@ MarkdownOption = Annotated[
     Path | None,
     typer.Option("--markdown", metavar="FILE", help="Write the report as Markdown; - for standard output."),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", callback=_on_quiet, help="No progress, only the result.")]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=_on_quiet,
+        help="No progress, only the result; of `run`, `compare` and `bisect` one line.",
+    ),
+]
 VerboseOption = Annotated[
     int,
     typer.Option(
@@ -156,14 +177,27 @@ def printing() -> Iterator[None]:
         ) from error
 
 
-def present(document: Document, record: Record, json_file: Path | None, markdown: Path | None) -> None:
-    """The record and the report to where they were asked for, and the report to the human."""
+def present(
+    document: Document, record: Record, json_file: Path | None, markdown: Path | None, *, line: str | None = None
+) -> None:
+    """The record and the report to where they were asked for, and the report, or only `line`, to the human."""
     from diffharness.report.document import print_document, to_markdown
 
     emit(json_file, record.to_json() if json_file else "")
     emit(markdown, to_markdown(document) if markdown else "")
+    if line is not None:
+        print_line(line, json_file, markdown)
+        return
     with printing():
         print_document(document, result_console(json_file, markdown))
+
+
+def print_line(line: str, *targets: Path | None) -> None:
+    """A result as one line, as scripts want it; what it quotes from a file is made harmless."""
+    from diffharness.report._format import clean
+
+    with printing():
+        result_console(*targets).print(clean(line), markup=False, soft_wrap=True)
 
 
 def taken(*targets: Path | None) -> bool:

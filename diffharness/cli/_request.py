@@ -33,9 +33,9 @@ def embedded() -> Embedded:
 
 def engine_settings(engine: str | None, threads: int | None) -> EngineSettings:
     """The settings of `--engine`, `native` without; `--threads` go for the reference too."""
-    from diffharness.settings import load_engine
+    from diffharness.builds import find_engine
 
-    settings = load_engine(engine or "native")
+    settings = find_engine(engine or "native")
     if threads is None:
         return settings
     import torch

@@ -112,11 +112,12 @@ def machine_checks(machine: Machine) -> list[Check]:
 
 def _engine(name: str | None) -> tuple[dict[str, Any] | None, list[Check]]:
     """The engine build's own account of itself, and whether it loads."""
+    from diffharness.builds import find_engine
     from diffharness.engine.runner import Engine
-    from diffharness.settings import EngineSettings, load_engine
+    from diffharness.settings import EngineSettings
 
     try:
-        settings = load_engine(name) if name else EngineSettings()
+        settings = find_engine(name) if name else EngineSettings()
         info: dict[str, Any] = Engine(settings).info()
     except DiffharnessError as error:
         return None, [Check("engine", error.message, error.hint or "reinstall llama-cpp-python")]

@@ -24,7 +24,24 @@ import typer
 from typer.core import TyperGroup
 
 from diffharness import __version__
-from diffharness.cli import archs, damage, doctor, fixture, gate, grade, inspect, recipe, restore, run
+from diffharness.cli import (
+    archs,
+    bisect,
+    compare,
+    damage,
+    doctor,
+    explain,
+    fixture,
+    gate,
+    grade,
+    inspect,
+    matrix,
+    recipe,
+    replay,
+    report,
+    restore,
+    run,
+)
 from diffharness.cli._common import ARGUMENTS, log
 from diffharness.errors import BadInputError, DiffharnessError
 from diffharness.report._format import clean
@@ -109,9 +126,15 @@ app.add_typer(fixture.app, name="fixture")
 app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
 app.command("grade")(grade.grade)
+app.command("matrix")(matrix.matrix)
 app.command("recipe")(recipe.recipe)
 app.command("gate")(gate.gate)
+app.command("replay")(replay.replay)
 app.command("restore")(restore.restore)
+app.command("explain")(explain.explain)
+app.command("compare")(compare.compare)
+app.command("bisect")(bisect.bisect)
+app.command("report")(report.report)
 app.command("archs")(archs.archs)
 app.command("damage")(damage.damage)
 app.command("doctor")(doctor.doctor)

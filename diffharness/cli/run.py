@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from diffharness.cli._common import (
     ConfigOption,
     DeviceOption,
     DtypeOption,
-    EngineOption,
+    EnginesOption,
     FixtureOption,
     JsonOption,
     MarkdownOption,
@@ -28,6 +28,7 @@ from diffharness.cli._common import (
     emit,
     make_folder,
     model_path,
+    print_line,
     printing,
     require_writable,
     result_console,
@@ -40,6 +41,16 @@ if TYPE_CHECKING:
     from diffharness.records import RunRecord
 
 
+KernelTokensOption = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Replay the nodes of the first N tokens; 0 for none.")
+]
+GridOption = Annotated[
+    str, typer.Option(metavar="NAME|FILE", help="The grid of settings that must not matter; none for none.")
+]
+ExplainOption = Annotated[bool, typer.Option(help="Search for what would explain a graph that differs.")]
+NoiseOption = Annotated[bool, typer.Option(help="Take the native run's error apart: rounding, and what is not.")]
+
+
 def run(
     ctx: typer.Context,
     model: ModelArgument = None,
@@ -47,11 +58,15 @@ def run(
     fixture: FixtureOption = None,
     tokens: TokensOption = None,
     config: ConfigOption = None,
-    engine: EngineOption = None,
+    engine: EnginesOption = None,
     override_kv: OverrideKvOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     dtype: DtypeOption = "float32",
+    kernel_tokens: KernelTokensOption = 64,
+    grid: GridOption = "small",
+    explain: ExplainOption = True,
+    noise: NoiseOption = True,
     out: OutOption = None,
     json_file: JsonOption = None,
     markdown: MarkdownOption = None,
@@ -73,15 +88,17 @@ def run(
 
     from diffharness.pipeline import RunRequest
     from diffharness.pipeline import run as run_all
-    from diffharness.report.terminal import print_record
+    from diffharness.report.terminal import line, print_record
     from diffharness.settings import load_tolerances
     from diffharness.verdict import exit_code
 
+    first, *others = [engine_settings(word, threads) for word in engine or ["native"]]
     with _folder(out):
         record = run_all(
             RunRequest(
                 model=model_file,
-                engine=engine_settings(engine, threads),
+                engine=first,
+                others=tuple(others),
                 tolerances=load_tolerances(config),
                 checkpoint=checkpoint,
                 fixture=fixture,
@@ -89,6 +106,10 @@ def run(
                 overrides=tuple(override_kv or ()),
                 device=device,
                 dtype=dtype,
+                kernel_tokens=kernel_tokens,
+                grid=None if grid == "none" else grid,
+                explain=explain,
+                noise=noise,
                 out=out,
                 repro=command_line(ctx),
                 say=progress_lines(quiet),
@@ -98,8 +119,11 @@ def run(
     unreadable = next((f for f in record.findings if f.kind == "artifact.file" and f.leg is None), None)
     if unreadable is not None:  # no leg ran, so there is no table: the message is all
         raise ArtifactFileError(unreadable.message, hint=unreadable.evidence.get("hint"))
-    with printing():
-        print_record(record, result_console(json_file, markdown))
+    if quiet:
+        print_line(line(record), json_file, markdown)
+    else:
+        with printing():
+            print_record(record, result_console(json_file, markdown))
     raise typer.Exit(exit_code(record.verdict, record.findings))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import re
 import sys
 import types
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffharness.engine.abi import HINT, check_structures
 from diffharness.errors import EngineError
 
 MAX_DIMS = 4
@@ -69,6 +71,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_row_size": (_SIZE, [_I, _I64]),
     "ggml_tensor_overhead": (_SIZE, []),
     "ggml_backend_buffer_is_host": (ctypes.c_bool, [_P]),
+    "ggml_backend_buffer_get_usage": (_I, [_P]),
     "ggml_backend_tensor_get": (None, [_P, _P, _SIZE, _SIZE]),
     "ggml_quantize_chunk": (_SIZE, [_I, _P, _P, _I64, _I64, _I64, _P]),
     "ggml_quantize_requires_imatrix": (ctypes.c_bool, [_I]),
@@ -169,12 +172,24 @@ class Ggml:
 
     def _bytes(self, address: int, tensor: GgmlTensor) -> NDArray[np.uint8]:
         n_bytes = self.library.ggml_nbytes(address)
-        owner = GgmlTensor.from_address(tensor.view_src) if tensor.view_src else tensor
-        if owner.buffer and tensor.data and self.library.ggml_backend_buffer_is_host(owner.buffer):
+        if self.is_on_host(address):
             return np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(tensor.data))
         raw = np.empty(n_bytes, dtype=np.uint8)
         self.library.ggml_backend_tensor_get(address, raw.ctypes.data, 0, raw.size)
         return raw
+
+    def is_on_host(self, address: int) -> bool:
+        """Whether a tensor lies in this process's memory."""
+        tensor = GgmlTensor.from_address(address)
+        owner = GgmlTensor.from_address(tensor.view_src) if tensor.view_src else tensor
+        return bool(owner.buffer and tensor.data and self.library.ggml_backend_buffer_is_host(owner.buffer))
+
+    def copy_bytes(self, address: int, memory: NDArray[np.uint8]) -> None:
+        """A tensor's bytes, from its first to its last, gaps of a view included, into `memory` of that size."""
+        if self.is_on_host(address):
+            ctypes.memmove(memory.ctypes.data, GgmlTensor.from_address(address).data, memory.size)
+        else:
+            self.library.ggml_backend_tensor_get(address, memory.ctypes.data, 0, memory.size)
 
     def quantize(
         self, rows: NDArray[np.float32], type_id: int, importance: NDArray[np.float32] | None = None
@@ -218,38 +233,68 @@ class Ggml:
 def load_llama() -> Any:
     """The module `llama_cpp.llama_cpp`, without the rest of its package (chat formats, servers, loggers).
 
-    Raises EngineError if there are no bindings, if the library cannot be loaded, or if its default
-    parameters are not the known ones, which means that the structures do not fit.
+    Raises EngineError if there are no bindings, if the library cannot be loaded, or if its structures are not
+    those that the bindings declare.
     """
     if "llama_cpp" not in sys.modules:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None or spec.submodule_search_locations is None:
-            raise EngineError(f"{sys.executable} has no llama_cpp", hint="pip install llama-cpp-python")
+            fix = f"{sys.executable} -m pip install llama-cpp-python"
+            raise EngineError(f"{sys.executable} has no llama_cpp", hint=fix)
         bare = types.ModuleType("llama_cpp")
         bare.__path__ = list(spec.submodule_search_locations)
         sys.modules["llama_cpp"] = bare
     try:
         llama: Any = importlib.import_module("llama_cpp.llama_cpp")
     except (ImportError, OSError, RuntimeError, AttributeError) as err:
-        raise EngineError(f"llama_cpp does not load: {err}", hint=_HINT) from err
-    _check_defaults(llama)
+        raise _not_loaded(err) from err
+    missing = [name for name in _CALLED if not hasattr(llama, name)]
+    if missing:
+        raise EngineError(
+            f"the llama_cpp of {sys.executable} has no {missing[0]}",
+            hint="llama-cpp-python 0.3.8 is the oldest that fits",
+        )
+    check_structures(llama)
     return llama
 
 
-# Defaults that have not changed in years, spread over the structures (llama.h).
-_CONTEXT_DEFAULTS = {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "yarn_ext_factor": -1.0, "type_k": 1, "type_v": 1}
-_MODEL_DEFAULTS = {"split_mode": 1, "main_gpu": 0, "vocab_only": False, "check_tensors": False}
+# What the worker calls whatever its job; llama-cpp-python has all of it since 0.3.8.
+_CALLED = (
+    "llama_model_load_from_file", "llama_model_free", "llama_init_from_model", "llama_model_get_vocab",
+    "llama_vocab_n_tokens", "llama_model_meta_val_str", "llama_batch_init", "llama_decode", "llama_get_logits",
+)  # fmt: skip
+
+# What the loader's words mean: (pattern, meaning, hint).
+_LOADING = (
+    (
+        r"undefined symbol: (?P<what>\w+)",
+        "the library has no {what}, which these bindings call: it is another version",
+        HINT,
+    ),
+    (r"[Ss]ymbol not found: _?(?P<what>\w+)", "the library has no {what}, which these bindings call", HINT),
+    (r"No module named '(?P<what>[\w.]+)'", "{python} has no {what}", "{python} -m pip install {what}"),
+    (
+        r"wrong ELF class|invalid ELF header|file too short|incompatible architecture|not a mach-o",
+        "the library is not for this processor and system, or not whole",
+        "build llama.cpp on this machine",
+    ),
+    (r"version `(?P<what>[\w.]+)' not found", "the library needs {what} of the system", "build llama.cpp on this machine"),
+    (
+        r"(?P<what>[\w.+-]+\.so[\w.]*): cannot open shared object file",
+        "the library needs {what}, which is not here",
+        "copy all of the build's libraries into its folder, or set LD_LIBRARY_PATH",
+    ),
+)
 
 
-def _check_defaults(llama: Any) -> None:
-    for function, known in (
-        (llama.llama_context_default_params, _CONTEXT_DEFAULTS),
-        (llama.llama_model_default_params, _MODEL_DEFAULTS),
-    ):
-        params = function()
-        found = {name: getattr(params, name, None) for name in known}
-        if found != known:
-            raise EngineError(f"default parameters are {found}, {known} expected", hint=_HINT)
+def _not_loaded(err: BaseException) -> EngineError:
+    """The loader's error in words, with its own behind them."""
+    for pattern, meaning, hint in _LOADING:
+        found = re.search(pattern, str(err))
+        if found:
+            words = {"python": sys.executable, **found.groupdict()}
+            return EngineError(f"llama_cpp does not load: {meaning.format(**words)} ({err})", hint=hint.format(**words))
+    return EngineError(f"llama_cpp does not load: {err}", hint=_HINT)
 
 
 def loaded_libraries(stem: str) -> list[Path]:

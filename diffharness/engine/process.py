@@ -34,6 +34,8 @@ Progress = Callable[[int, int], None]
 # A bare package whose __path__ is ours: the worker finds our modules and nothing else of our environment.
 _BOOTSTRAP = """
 import ctypes, os, sys, types
+if sys.version_info < (3, 10):
+    sys.exit("Python 3.10 or newer is needed, and this one is " + sys.version.split()[0])
 sys.path[:] = [p for p in sys.path if p]
 package, events, heartbeat, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 if sys.platform == "linux":
@@ -48,8 +50,11 @@ main(events, heartbeat)
 """
 
 _LAST_WORDS = 400  # lines of standard error that are kept
+_LONGEST_LINE = 1 << 16  # bytes; what is longer comes as several lines
+_START_S = 120.0  # an interpreter that has not begun by then runs something else
 _PATH = re.compile(r"\S*/\S*")
 _NO_MEMORY = re.compile(r"failed to allocate|unable to allocate|out of memory|bad_alloc|cannot allocate memory", re.I)
+_NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '(?P<name>\w+)")
 _TELLING = re.compile(r"GGML_ASSERT|GGML_ABORT|error|failed|terminate called|what\(\)|refus|invalid", re.I)
 
 
@@ -76,6 +81,11 @@ class EngineCrash(EngineError):
         # `node` and `op`; of a traced run also types and shapes, of another the `first` of the nodes that were begun
         self.node = dict(node or {})
         self.phase = phase
+
+    @property
+    def is_unusable(self) -> bool:
+        """Whether it refused, or died before there was a model: then no settings change it, and no model is at fault."""
+        return self.kind == "refused" or self.phase in ("start", "import")
 
     def as_dict(self) -> dict[str, Any]:
         """Evidence for a finding."""
@@ -165,9 +175,10 @@ class _Worker:
     def __init__(self, settings: EngineSettings, heartbeat_fd: int, descriptors: Sequence[int] = ()) -> None:
         self.limit_s = settings.time_limit_s
         self.timed_out = False
+        self._heartbeat_fd = heartbeat_fd
         events, event_fd = os.pipe()
         package = os.path.dirname(os.path.abspath(diffharness.__file__))
-        python = str(settings.python or sys.executable)
+        self.python = python = str(settings.python or sys.executable)
         arguments = [package, str(event_fd), str(heartbeat_fd), str(os.getpid())]
         try:
             self.process = subprocess.Popen(
@@ -181,7 +192,11 @@ class _Worker:
             )
         except OSError as err:
             os.close(events)
-            raise EngineCrash(f"cannot start {python}: {err.strerror}", kind="refused") from err
+            raise EngineCrash(
+                f"cannot start {python}: {err.strerror}",
+                kind="refused",
+                hint="it must be an interpreter for this machine",
+            ) from err
         finally:
             os.close(event_fd)
         self._events = os.fdopen(events, "rb", buffering=0)
@@ -204,7 +219,8 @@ class _Worker:
 
     def follow(self, progress: Progress | None) -> dict[str, Any] | None:
         """The last event, a result or an error; None if the worker ended or was stopped without one."""
-        deadline = time.monotonic() + self.limit_s
+        began = time.monotonic()
+        deadline, has_begun = began + self.limit_s, False
         pending = b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._events, selectors.EVENT_READ)
@@ -214,14 +230,16 @@ class _Worker:
                 if not selector.select(0 if ended else min(left, 0.5)):
                     if ended:
                         return None
+                    has_begun = has_begun or bool(read_heartbeat(self._heartbeat_fd))
+                    if not has_begun and time.monotonic() - began > _START_S:
+                        break
                     continue
                 chunk = self._events.read(1 << 16)
                 if not chunk:
                     self._wait(deadline)
                     return None
                 *lines, pending = (pending + chunk).split(b"\n")
-                for line in lines:
-                    event: dict[str, Any] = json.loads(line)
+                for event in filter(None, map(_event, lines)):
                     if event["event"] != "progress":
                         return event
                     if progress is not None:
@@ -253,8 +271,17 @@ class _Worker:
             self.timed_out = True
 
     def _listen(self, stderr: IO[bytes]) -> None:
-        for line in stderr:
+        while line := stderr.readline(_LONGEST_LINE):
             self._words.append(line.decode("utf-8", "replace").rstrip())
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """One line of the pipe; None for what the worker did not write, since an engine may write anywhere."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
 
 
 def _kill_group(pid: int) -> None:
@@ -286,7 +313,25 @@ def _failure(
 ) -> DiffharnessError:
     """What to raise for a worker that reported an error, or ended without an event; `note` is its heartbeat's."""
     phase, node = note.pop("phase", "start"), note
-    return _died(worker, words, node, phase) if event is None else _reported(event, words, phase)
+    if event is not None:
+        return _reported(event, words, phase)
+    if phase == "start" and (worker.timed_out or worker.process.returncode >= 0):
+        return _not_begun(worker, words)
+    return _died(worker, words, node, phase)
+
+
+def _not_begun(worker: _Worker, words: Sequence[str]) -> EngineCrash:
+    """An interpreter that ended by itself, or never came to the worker's first step; no engine has run."""
+    said = next((line for line in reversed(words) if line.strip()), "")
+    found = _NO_MODULE.search(said)
+    if found:
+        what, hint = f"has no {found['name']}", f"{worker.python} -m pip install {found['name']}"
+    else:
+        limit_s, code = min(worker.limit_s, _START_S), worker.process.returncode
+        ends = f"has not begun after {limit_s:g} s" if worker.timed_out else f"ends with exit code {code}"
+        what = f"is no interpreter that can run the engine: it {ends}" + (f" and says {said!r}" if said else "")
+        hint = "give a Python 3.10 or newer with llama-cpp-python"
+    return EngineCrash(f"{worker.python} {what}", kind="refused", hint=hint, last_words=words[-12:])
 
 
 def _reported(event: Mapping[str, Any], words: Sequence[str], phase: str) -> DiffharnessError:
@@ -316,7 +361,8 @@ def _died(worker: _Worker, words: Sequence[str], node: Mapping[str, Any], phase:
     elif code == -signal.SIGABRT:
         kind, what = "abort", "the engine aborted"
     elif code < 0:
-        kind, what = "signal", f"the engine died of {signal_name}"
+        foreign = ", an instruction that this processor does not have," if signal_name == "SIGILL" else ""
+        kind, what = "signal", f"the engine died of {signal_name}{foreign}"
     else:
         kind, what = "exit", f"the engine ended with exit code {code} and without a result"
     told = _telling(words)

@@ -134,7 +134,7 @@ class _Shared:
         if self._view.size < n_bytes:
             try:
                 if self.descriptor < 0:
-                    self.descriptor = _nameless_file()
+                    self.descriptor = nameless_file("quantizer")
                 os.ftruncate(self.descriptor, n_bytes)
                 self._view = np.frombuffer(mmap.mmap(self.descriptor, n_bytes), dtype=np.uint8)
             except (OSError, ValueError) as error:
@@ -148,8 +148,9 @@ class _Shared:
             self.descriptor = -1
 
 
-def _nameless_file() -> int:
+def nameless_file(what: str) -> int:
+    """The descriptor of a file without a name, in memory where the system has such files."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("diffharness-quantizer", os.MFD_CLOEXEC)
+        return os.memfd_create(f"diffharness-{what}", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -19,6 +19,10 @@ from diffharness.errors import EngineError
 Job = Mapping[str, Any]
 
 _FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+_ROPE = (
+    "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow",
+    "yarn_orig_ctx",
+)  # fmt: skip
 _OVERRIDE_TAGS = {"int": 0, "float": 1, "bool": 2, "str": 3}
 
 
@@ -45,6 +49,16 @@ class Session:
         self.llama = load_llama()
         self.ggml = load_ggml(self.llama)
         self.llama.llama_backend_init()
+
+    def forget(self, context: Any) -> None:
+        """Empty the context's cache, by the name that this version has for it."""
+        llama = self.llama
+        if hasattr(llama, "llama_memory_clear"):
+            llama.llama_memory_clear(llama.llama_get_memory(context), True)
+        elif hasattr(llama, "llama_kv_self_clear"):  # until mid 2025
+            llama.llama_kv_self_clear(context)
+        else:
+            llama.llama_kv_cache_clear(context)
 
     @contextmanager
     def model(self, job: Job, *, vocab_only: bool = False) -> Iterator[Any]:
@@ -80,9 +94,15 @@ class Session:
         params.n_threads = params.n_threads_batch = settings["threads"]
         params.type_k = self.ggml.type_id(settings["type_k"], llama)
         params.type_v = self.ggml.type_id(settings["type_v"], llama)
-        _set(params, "flash_attn_type", _FLASH_ATTN[settings["flash_attn"]], without=_FLASH_ATTN["auto"])
+        _set_flash_attn(params, settings["flash_attn"])
         _set(params, "swa_full", settings["swa_full"], without=settings["swa_full"])  # changes memory, not values
         _set(params, "op_offload", settings["op_offload"], without=True)
+        params.n_seq_max = settings["n_seq_max"]
+        alone = settings["n_seq_max"] == 1  # then both layouts of the cache are one
+        _set(params, "kv_unified", settings["kv_unified"], without=settings["kv_unified"] if alone else True)
+        for name in _ROPE:
+            if settings[name] is not None:
+                setattr(params, name, settings[name])
         if callback is not None:
             params.cb_eval = callback
         context = llama.llama_init_from_model(model, params)
@@ -100,6 +120,13 @@ def _set(params: Any, name: str, value: Any, *, without: Any) -> None:
         setattr(params, name, value)
     elif value != without:
         raise EngineError(f"this llama.cpp has no setting {name}", hint=f"with it, only {name}={without} can be run")
+
+
+def _set_flash_attn(params: Any, wanted: str) -> None:
+    if any(field[0] == "flash_attn" for field in params._fields_):  # until September 2025, when there was no `auto`
+        params.flash_attn = wanted == "on"
+    else:
+        _set(params, "flash_attn_type", _FLASH_ATTN[wanted], without=_FLASH_ATTN["auto"])
 
 
 def _set_mmap_off(params: Any) -> None:

@@ -88,9 +88,10 @@ def survive(
 ) -> Survival:
     """Name the node of `crash` by running again node by node, then look for settings under which the job ends well.
 
-    A file that is refused is refused under any settings; then only the crash is returned.
+    A file that is refused is refused under any settings, and a library that dies in loading dies under any; then only
+    the crash is returned.
     """
-    if crash.kind == "refused":
+    if crash.is_unusable:
         return Survival(node={}, traced=None, settings=None, run=None)
     traced = _trace(settings, model, chunks, out, overrides)
     node = traced.node if traced is not None and traced.node else crash.node

@@ -21,8 +21,10 @@ import numpy as np
 from diffharness.captures import CaptureWriter
 from diffharness.engine.bindings import devices
 from diffharness.engine.capture import NodeReader
+from diffharness.engine.exercise import serve_cells
 from diffharness.engine.nodes import is_wanted, table_for
 from diffharness.engine.quantize_jobs import quantize_file, serve_quantizer
+from diffharness.engine.recording import record
 from diffharness.engine.session import Job, Session
 from diffharness.errors import DiffharnessError, EngineError, FixtureError
 
@@ -61,7 +63,7 @@ def _capture(session: Session, job: Job) -> dict[str, Any]:
                 loaded = time.monotonic()
                 row = 0
                 for done, chunk in enumerate(chunks):
-                    llama.llama_memory_clear(llama.llama_get_memory(context), True)
+                    session.forget(context)
                     reader.start_chunk(row)
                     _evaluate(session, context, model, chunk, row, writer, reader)
                     row += len(chunk)
@@ -201,6 +203,8 @@ _JOBS: Mapping[str, Callable[[Session, Job], dict[str, Any]]] = {
     "info": lambda session, job: _describe(session),
     "quantize_file": quantize_file,
     "serve_quantizer": serve_quantizer,
+    "serve_cells": serve_cells,
+    "record": record,
 }
 
 

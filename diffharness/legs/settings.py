@@ -1,24 +1,39 @@
 """The settings leg: the same engine, twice, under settings that must not matter.
 
-In every run: with and without the evaluation callback that the capture hangs on. Asking for nodes
-splits the graph's execution and can hide a fusion bug, so what was captured is only evidence if the
-uncaptured run says the same.
+Two runs that compute in the same way must give the same bits, or nearly: such a pair has a floor. Two runs that
+round differently (another order of sums, another kernel for another batch, flash attention) differ by as much
+as either differs from the strict engine, which rounds least; that distance, measured on the same tokens, is their
+control. It is the smaller one of the two runs' distances, token by token, so that a run that is wrong cannot
+excuse itself. A lossy type of the KV cache has a control of its own: the same rounding made by our code.
 
-Floor: `settings.callback` (NMSE over all logits, and of any one position).
+A pair is judged over all tokens and at every single one, since a fault may touch only those past a boundary.
+Floors: `settings.<class>` for each `FloorClass`, with `_token` behind for single tokens, and the factors
+`settings.factor` and `settings.token_factor` that a control is multiplied by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffharness.legs.compare import logit_stats
 from diffharness.metrics import LogitComparison
 from diffharness.records import Divergence, Finding, SettingsLeg, SettingsPair
+from diffharness.settings import Floors
 
 CALLBACK = ("callback off", "callback on")
+
+# same: nothing changes the arithmetic. rounding: other order of sums, another kernel, other precision of some steps.
+FloorClass = Literal["same", "rounding"]
+
+USUAL = 95  # percentile of a control's tokens that any token may reach: two runs need not be off at the same ones
+
+Series = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -28,21 +43,102 @@ class SettingsOutcome:
     findings: list[Finding]
 
 
+# -- one pair -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Control:
+    """What an honest difference is: NMSE over all tokens, and at each of them [n_tokens]; nan where not known."""
+
+    nmse: float
+    tokens: Series
+
+    @classmethod
+    def nearer(cls, a: LogitComparison, b: LogitComparison, n_tokens: int) -> Control:
+        """From two runs' distances to the strict engine: the smaller one everywhere."""
+        return cls(min(a.nmse, b.nmse), np.fmin(_by_token(a, n_tokens), _by_token(b, n_tokens)))
+
+    @classmethod
+    def of(cls, logits: LogitComparison, n_tokens: int) -> Control:
+        """The distance of one run that is known to be honest."""
+        return cls(logits.nmse, _by_token(logits, n_tokens))
+
+    def larger(self, other: Control) -> Control:
+        """Of two honest differences the larger one everywhere."""
+        return Control(max(self.nmse, other.nmse), np.fmax(self.tokens, other.tokens))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the NMSE of a pair may be at most: over all tokens, and at each compared one [k]."""
+
+    nmse: float
+    tokens: Series
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`above` are fixture rows over their bound; `first` is the first of them, or the worst one of a failing mean."""
+
+    ok: bool
+    above: NDArray[np.int64]
+    first: int | None
+    bound: Bound
+
+
+def bound(floor: FloorClass, control: Control | None, rows: NDArray[np.int64], floors: Floors) -> Bound:
+    """The bound at fixture rows `rows`; without a control, or where it is not finite, the class's floor alone."""
+    least, least_token = floors[f"settings.{floor}"], floors[f"settings.{floor}_token"]
+    tokens = np.full(rows.size, least_token)
+    if control is None or not np.isfinite(control.nmse):
+        return Bound(least, tokens)
+    finite = control.tokens[np.isfinite(control.tokens)]
+    usual = float(np.percentile(finite, USUAL)) if finite.size else 0.0
+    here = control.tokens[rows]
+    tokens += floors["settings.token_factor"] * np.where(np.isfinite(here), np.maximum(here, usual), usual)
+    return Bound(least + floors["settings.factor"] * control.nmse, tokens)
+
+
+def judge_logits(logits: LogitComparison, limit: Bound, *, leave_out: BoolArray | None = None) -> Judgement:
+    """Whether a comparison stays within its bound; `leave_out` [k] are tokens that something else explains.
+
+    With tokens left out the mean is over the others, of their own NMSE.
+    """
+    keep = np.ones(logits.rows.size, dtype=np.bool_) if leave_out is None else ~leave_out
+    above = keep & ~(logits.nmse_series <= limit.tokens)
+    series = np.where(keep, logits.nmse_series, 0.0)
+    mean = logits.nmse if keep.all() else float(series.sum() / max(1, keep.sum()))
+    ok = not above.any() and mean <= limit.nmse
+    first = None if ok else int(logits.rows[np.flatnonzero(above)[0] if above.any() else series.argmax()])
+    return Judgement(ok, logits.rows[above], first, limit)
+
+
 def judge_pair(a: str, b: str, logits: LogitComparison, *, floor: float, first_tap: str | None = None) -> SettingsPair:
     """One pair: the engine under settings `a` (ref) and under settings `b` (other), at fixture rows `logits.rows`."""
-    above = np.flatnonzero(~(logits.nmse_series <= floor))
-    ok = above.size == 0 and logits.nmse <= floor
-    worst = int(above[0]) if above.size else int(logits.nmse_series.argmax())
+    judged = judge_logits(logits, Bound(floor, np.full(logits.rows.size, floor)))
+    return as_pair(a, b, logits, judged, first_tap=first_tap)
+
+
+def as_pair(
+    a: str, b: str, logits: LogitComparison, judged: Judgement, *, first_tap: str | None = None
+) -> SettingsPair:
+    """The record's part of a judged pair."""
+    at = None if judged.first is None else int(np.flatnonzero(logits.rows == judged.first)[0])
     return SettingsPair(
         a=a,
         b=b,
-        ok=ok,
+        ok=judged.ok,
         logits=logit_stats(logits),
         nmse=logits.nmse,
-        floor=floor,
-        first_tap=None if ok else first_tap or "logits",
-        first_token=None if ok else int(logits.rows[worst]),
+        floor=judged.bound.nmse,
+        first_tap=None if judged.ok else first_tap or "logits",
+        first_token=judged.first,
+        token_nmse=None if at is None else float(logits.nmse_series[at]),
+        token_floor=None if at is None else float(judged.bound.tokens[at]),
     )
+
+
+# -- the leg ------------------------------------------------------------------------------------------
 
 
 def judge(pairs: Iterable[SettingsPair], *, reason: str | None = None) -> SettingsOutcome:
@@ -75,7 +171,16 @@ def judge(pairs: Iterable[SettingsPair], *, reason: str | None = None) -> Settin
 
 
 def _message(pair: SettingsPair) -> str:
-    return (
-        f"{pair.a} against {pair.b}: logits NMSE {pair.nmse:.1e} (floor {pair.floor:.0e}), "
-        f"first at token {pair.first_token}"
+    place = f"first at token {pair.first_token}"
+    if pair.token_nmse is not None and pair.nmse <= pair.floor:  # the mean hides it
+        place += f" with {pair.token_nmse:.1e} (floor {pair.token_floor or 0.0:.0e})"
+    tap = f", tap {pair.first_tap}" if pair.first_tap not in (None, "logits") else ""
+    return f"{pair.a} against {pair.b}: logits NMSE {pair.nmse:.1e} (floor {pair.floor:.0e}), {place}{tap}" + (
+        f"; {pair.note}" if pair.note else ""
     )
+
+
+def _by_token(logits: LogitComparison, n_tokens: int) -> Series:
+    tokens = np.full(n_tokens, np.nan)
+    tokens[logits.rows] = logits.nmse_series
+    return tokens

@@ -9,9 +9,10 @@ from diffharness.records import Finding
 
 def crash_finding(what: str, crash: EngineCrash, found: Survival | None = None) -> Finding:
     """`what` the engine was doing; `found` is what is known of its node and of settings that survive."""
-    if crash.kind == "refused":
-        # Not a death: the engine says no in its own words, and another build may say yes.
-        message = f"the engine refuses the artifact ({what}): {crash.message}"
+    if crash.is_unusable:
+        # Not a death over the model: the engine says no, or does not even load, and another build may say yes.
+        told = "cannot be used" if crash.phase in ("start", "import") else "refuses the artifact"
+        message = f"the engine {told} ({what}): {crash.message}"
         return Finding(kind="inconclusive", leg=None, message=message, evidence=crash.as_dict())
     node = found.node if found is not None else crash.node
     at = f" in node {node.get('node')} ({node.get('op')})" if node else ""

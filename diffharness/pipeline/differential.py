@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from diffharness import verdict
 from diffharness.engine.runner import EngineCrash, EngineRun, check_overrides
+from diffharness.engine.strict import rope_parameters
 from diffharness.errors import ArtifactFileError, InconclusiveError, UnsupportedError
 from diffharness.fixture import Fixture
 from diffharness.forensics.findings import non_finite_finding
 from diffharness.legs import graph as graph_leg
-from diffharness.legs import kernel as kernel_leg
 from diffharness.legs import settings as settings_leg
 from diffharness.legs.graph import GraphOutcome
-from diffharness.metrics import compare_logits, mean_nll, nll_per_position, perplexity
-from diffharness.pipeline import artifact_side, early, engine_runs, overrides, reference_runs
+from diffharness.legs.settings import SettingsOutcome
+from diffharness.metrics import mean_nll, nll_per_position, perplexity
+from diffharness.pipeline import (
+    artifact_side,
+    early,
+    engine_runs,
+    engines_ab,
+    explaining,
+    kernel_side,
+    noise,
+    overrides,
+    reference_runs,
+)
 from diffharness.pipeline.artifact_side import ArtifactSide
+from diffharness.pipeline.cell_runs import Strict
 from diffharness.pipeline.engine_runs import EngineRuns
 from diffharness.pipeline.folder import run_folder
+from diffharness.pipeline.grid_run import run_grid
+from diffharness.pipeline.grids import load_grid
 from diffharness.pipeline.inputs import Inputs, open_inputs
+from diffharness.pipeline.kernel_side import KernelSide
 from diffharness.pipeline.reference_runs import GraphRuns, Logits, Precision
 from diffharness.pipeline.request import RunRequest
 from diffharness.pipeline.subjects import (
@@ -31,7 +46,6 @@ from diffharness.pipeline.work import Work
 from diffharness.records import (
     Finding,
     GraphLeg,
-    KernelLeg,
     Legs,
     RunRecord,
     Score,
@@ -102,28 +116,41 @@ def _run(work: Work) -> RunRecord:
         graph = _graph(graph_runs, engine)
         if graph.leg.status == "fail":
             engine_runs.confirm(engine, work, strict_path)
+        kernel = kernel_side.run_all(work, engine, graph, strict_path)
+        engines, of_engines = engines_ab.ab_rows(work, engine, graph_runs, strict_path)
     findings += engine.findings
-    findings += [_under_overrides(finding, request) for finding in graph.findings]
-
-    settings = settings_leg.judge(engine.pairs, reason=engine.reason)
+    findings += [_under_settings(f, request) for f in _explained(work, engine, kernel, graph_runs, precision)]
+    findings += kernel.kernel.findings
+    settings = _settings(work, engine)
     findings += settings.findings
+    if request.noise:
+        told = noise.judge_noise(
+            work, engine, graph_runs, precision, graph=kernel.graph.leg.status, kernel=kernel.kernel.leg.status
+        )
+        kernel.kernel.leg.noise = told.report
+        findings += told.findings
+    findings += of_engines
 
     artifact = _artifact(work, precision, None if graph_runs is None else graph_runs.logits)
     findings += [f for f in artifact.outcome.findings if not (broken and f.kind == "artifact.file")]
 
     legs = Legs(
         tokens=inputs.tokens.leg,
-        graph=graph.leg,
-        kernel=_kernel(engine, inputs.fixture),
+        graph=kernel.graph.leg,
+        kernel=kernel.kernel.leg,
         settings=settings.leg,
         artifact=artifact.outcome.leg,
     )
     return RunRecord(
         verdict=verdict.decide(findings, legs, model=str(request.model)),
-        first_divergence=graph.first_divergence or settings.first_divergence or artifact.outcome.first_divergence,
+        first_divergence=graph.first_divergence
+        or kernel.first_divergence
+        or settings.first_divergence
+        or artifact.outcome.first_divergence,
         legs=legs,
         scores=_scores(inputs.fixture, graph_runs, artifact.logits, engine),
         findings=findings,
+        engines=engines,
         subject=_subject(request, inputs, engine),
         repro=request.repro,
     )
@@ -132,11 +159,47 @@ def _run(work: Work) -> RunRecord:
 # -- legs ---------------------------------------------------------------------------------------------
 
 
-def _under_overrides(finding: Finding, request: RunRequest) -> Finding:
+def _explained(
+    work: Work, engine: EngineRuns, kernel: KernelSide, runs: GraphRuns | None, precision: Precision
+) -> list[Finding]:
+    """The graph leg's findings, with what would make the reference reproduce the engine where the graph is accused."""
+    findings = kernel.graph.findings
+    accused = any(finding.kind == "engine.graph" for finding in findings)
+    if not accused or not work.request.explain or runs is None or engine.strict is None:
+        return findings
+    work.request.say("searching for what would reproduce the engine")
+    with work.timings.step("explain"):
+        explanation = explaining.of_runs(
+            work.inputs.artifact,
+            engine.strict.open(),
+            work.inputs.fixture,
+            runs,
+            work.floors,
+            precision=precision,
+            n_ubatch=engine.strict.settings.n_ubatch,
+        )
+    if explanation is None:
+        return findings
+    return [explaining.told(f, explanation) if f.kind == "engine.graph" else f for f in findings]
+
+
+def _under_settings(finding: Finding, request: RunRequest) -> Finding:
     """An engine that was told other hyperparameters is not accused without saying so."""
-    if finding.kind != "engine.graph" or not request.overrides:
+    told = [*request.overrides, *(f"{name} {value:g}" for name, value in rope_parameters(request.engine).items())]
+    if finding.kind != "engine.graph" or not told:
         return finding
-    return finding.model_copy(update={"message": f"{finding.message}; under {', '.join(request.overrides)}"})
+    return finding.model_copy(update={"message": f"{finding.message}; under {', '.join(told)}"})
+
+
+def _settings(work: Work, engine: EngineRuns) -> SettingsOutcome:
+    """The callback's pairs, and the grid's cells on the native run."""
+    if engine.native is None or work.request.grid is None:
+        return settings_leg.judge(engine.pairs, reason=engine.reason)
+    with work.timings.step("settings"):
+        strict = None if engine.strict is None else Strict(engine.strict.open().read("logits"))
+        cells = run_grid(work, load_grid(work.request.grid), engine.native, strict)
+    judged = settings_leg.judge([*engine.pairs, *cells.pairs], reason=engine.reason)
+    return SettingsOutcome(judged.leg, judged.first_divergence, [*judged.findings, *cells.findings])
 
 
 def _graph_runs(work: Work, engine: EngineRuns, precision: Precision) -> GraphRuns | None:
@@ -157,13 +220,6 @@ def _graph(runs: GraphRuns | None, engine: EngineRuns) -> GraphOutcome:
     if runs is None or engine.strict is None:
         return GraphOutcome(GraphLeg(reason=engine.reason or "the strict engine did not run"), None, [])
     return graph_leg.judge(runs.definition, runs.conventions, engine_taps=engine.strict.taps, reference_taps=runs.taps)
-
-
-def _kernel(engine: EngineRuns, fixture: Fixture) -> KernelLeg:
-    if engine.native is None or engine.strict is None:
-        return kernel_leg.numbers(None, reason=engine.reason)
-    strict, native = (run.open().read("logits") for run in (engine.strict, engine.native))
-    return kernel_leg.numbers(compare_logits(strict, native, fixture.scored_positions()))
 
 
 def _artifact(work: Work, precision: Precision, artifact_logits: Logits | None) -> ArtifactSide:

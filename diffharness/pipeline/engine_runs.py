@@ -53,6 +53,13 @@ def strict_file(work: Work) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
+def run_strict(work: Work, strict_path: Path) -> EngineRuns:
+    """Strict with every tap, alone."""
+    runs = EngineRuns()
+    runs.strict = _run(runs, work, "strict, callback on", strict_settings(work.request.engine), strict_path, _EVERY_TAP)
+    return runs
+
+
 def run_all(work: Work, strict_path: Path) -> EngineRuns:
     """Strict with every tap; native without the callback and with it, which must not matter."""
     runs, native = EngineRuns(), work.request.engine

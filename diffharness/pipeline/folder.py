@@ -13,7 +13,7 @@ from pathlib import Path
 from diffharness.errors import OutputError
 
 _CAPTURES = ("engine-*.safetensors", "reference-*.safetensors")
-_REPORTS = ("run.json", "report.md", "report.html", "grade.json", "grade.md")
+_REPORTS = ("run.json", "report.md", "report.html", "grade.json", "grade.md", "matrix.json", "matrix.md")
 
 
 @contextlib.contextmanager

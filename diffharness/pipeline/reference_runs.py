@@ -83,37 +83,61 @@ def against_engine(
     """Pass 1 as the model is defined; pass 2 with ggml's conventions if something left its floor."""
 
     def one_pass(arithmetic: Arithmetic) -> tuple[PassResult, Logits, list[str]]:
-        reference = Reference(source, dtype=precision.dtype, device=precision.device, arithmetic=arithmetic)
-        comparison = TapComparison(fixture.n_tokens, top_k=_experts_used(source))
-        seen: dict[str, None] = {}
-
-        def on_tap(tap: str, own: Tensor, local: Tensor | None, rows: slice) -> None:
-            seen[tap] = None
-            if tap in strict:
-                engine = strict.read(tap)[rows]
-                comparison.feed(tap, rows.start, engine, _array(own), None if local is None else _array(local))
-
-        out = reference.run(fixture.chunks(), engine_inputs=layer_inputs(strict), on_tap=on_tap)
-        assert out is not None, "run keeps logits unless told otherwise"
-        logits = _array(out)
-        compared = None
-        if "logits" in strict:
-            compared = compare_logits(logits, strict.read("logits"), fixture.scored_positions())
-        shape = shape_of(reference.model, fixture, n_ubatch)
-        result = judge_pass(comparison, shape, floors, arithmetic=arithmetic.conventions, logits=compared)
-        return result, logits, list(seen)
+        return graph_pass(
+            source, strict, fixture, floors, precision=precision, n_ubatch=n_ubatch, arithmetic=arithmetic
+        )
 
     definition, logits, taps = one_pass(DEFINITION)
     if definition.ok:
         return GraphRuns(definition, None, logits, None, taps)
-    gelu = Reference(source).model.uses_gelu  # a convention that the model has no use for explains nothing
-    conventions, convention_logits, _ = one_pass(replace(GGML, gelu_f16_table=gelu))
+    conventions, convention_logits, _ = one_pass(conventions_of(source))
     return GraphRuns(definition, conventions, logits, convention_logits, taps)
 
 
-def logits_of(source: WeightSource, fixture: Fixture, precision: Precision) -> Logits:
+def conventions_of(source: WeightSource) -> Arithmetic:
+    """ggml's conventions, without those that the model has no use for, which explain nothing."""
+    return replace(GGML, gelu_f16_table=Reference(source).model.uses_gelu)
+
+
+def graph_pass(
+    source: WeightSource,
+    strict: Capture,
+    fixture: Fixture,
+    floors: Mapping[str, float],
+    *,
+    precision: Precision,
+    n_ubatch: int,
+    arithmetic: Arithmetic,
+    model: Model | None = None,
+) -> tuple[PassResult, Logits, list[str]]:
+    """One pass against the strict engine, judged, its logits, and its taps; of another `model` where one is given."""
+    reference = Reference(source, dtype=precision.dtype, device=precision.device, arithmetic=arithmetic, model=model)
+    comparison = TapComparison(fixture.n_tokens, top_k=experts_used(source))
+    seen: dict[str, None] = {}
+
+    def on_tap(tap: str, own: Tensor, local: Tensor | None, rows: slice) -> None:
+        seen[tap] = None
+        if tap in strict:
+            engine = strict.read(tap)[rows]
+            comparison.feed(tap, rows.start, engine, _array(own), None if local is None else _array(local))
+
+    out = reference.run(fixture.chunks(), engine_inputs=layer_inputs(strict), on_tap=on_tap)
+    assert out is not None, "run keeps logits unless told otherwise"
+    logits = _array(out)
+    compared = None
+    if "logits" in strict:
+        compared = compare_logits(logits, strict.read("logits"), fixture.scored_positions())
+    shape = shape_of(reference.model, fixture, n_ubatch)
+    result = judge_pass(comparison, shape, floors, arithmetic=arithmetic.conventions, logits=compared)
+    return result, logits, list(seen)
+
+
+def logits_of(
+    source: WeightSource, fixture: Fixture, precision: Precision, arithmetic: Arithmetic = DEFINITION
+) -> Logits:
     """Logits of one forward [n_tokens, n_vocab]."""
-    out = Reference(source, dtype=precision.dtype, device=precision.device).run(fixture.chunks())
+    reference = Reference(source, dtype=precision.dtype, device=precision.device, arithmetic=arithmetic)
+    out = reference.run(fixture.chunks())
     assert out is not None, "run keeps logits unless told otherwise"
     return _array(out)
 
@@ -163,7 +187,8 @@ def against_capture(
     return _array(out), comparison
 
 
-def _experts_used(source: WeightSource) -> int | None:
+def experts_used(source: WeightSource) -> int | None:
+    """Experts of each token; None of a model without."""
     value = source.metadata.get(f"{source.arch}.expert_used_count")
     return int(value) if value else None
 

@@ -13,7 +13,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunRequest:
-    """One run. `engine` is the native engine's settings; overrides go to the engine only."""
+    """One run. `engine` is the native engine's settings, `others` are compared with it; overrides go to both."""
 
     model: Path
     engine: EngineSettings
@@ -21,9 +21,14 @@ class RunRequest:
     checkpoint: Path | None = None
     fixture: str | None = None
     n_tokens: int | None = None
+    others: tuple[EngineSettings, ...] = ()
     overrides: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
+    kernel_tokens: int = 64  # whose nodes are replayed, 0 for none
+    grid: str | None = "small"  # of configs/matrix.yaml
+    explain: bool = True  # what makes a failing graph leg agree
+    noise: bool = True  # the native run's error taken apart
     out: Path | None = None
     repro: str = ""
     say: Say = field(default=lambda text: None, repr=False)

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from diffharness.records.base import Number, Part, Plain, PlainDict, Record, load, parse
+from diffharness.records.noise import NoiseReport
 
 SCHEMA = "diffharness.run/1"
 
@@ -148,16 +149,58 @@ class NodeRow(Part):
 
     node: str
     op: str
-    type: str
+    type: str = Field(description="of the weight, or of the first float source that is not F32")
     nmse: Number
+    path: str = Field(default="batch", description="`batch` or `single`: tokens evaluated together, or one alone")
+    occurrence: int = Field(default=0, description="nodes of this name and op before it in the graph")
+    layer: int | None = None
+    tensor: str | None = Field(default=None, description="the weight of the file among the sources")
+    shape: list[int] = Field(default=[], description="of the output, slowest axis first")
+    worst_row: int | None = Field(default=None, description="of the output's rows, slowest axis first")
+    worst_row_nmse: Number | None = None
+    max_abs: Number | None = None
+    floor: Number | None = Field(default=None, description="what nmse may be at most")
+    row_floor: Number | None = Field(default=None, description="what worst_row_nmse may be at most")
+    ok: bool | None = None
+    note: str | None = None
+
+
+class OpRow(Part):
+    """All nodes of one op, type and path."""
+
+    op: str
+    type: str
+    path: str
+    count: int
+    failing: int = 0
+    nmse: Number = Field(description="of the worst node")
+    worst_row_nmse: Number
+    floor: Number
+    node: str = Field(description="the worst node")
+
+
+class WithoutReplay(Part):
+    """Nodes that were not compared, since no replay knows their op, or this variant of it."""
+
+    op: str
+    count: int
+    reason: str | None = None
 
 
 class KernelLeg(Leg):
-    """Native engine. Until nodes are replayed, `logits` holds native against strict, as numbers only."""
+    """Every node of the native graph against its replay. `logits` holds native against strict, as numbers only."""
 
-    nodes_replayed: int = 0
-    nodes_total: int = 0
-    worst: list[NodeRow] = []
+    nodes_replayed: int = Field(default=0, description="nodes compared, those that only change the view included")
+    nodes_total: int = Field(default=0, description="nodes of all evaluations")
+    nodes_not_computed: int = Field(default=0, description="in the graph, but not needed, or without values")
+    n_batch: int = Field(default=0, description="tokens evaluated together")
+    n_single: int = Field(default=0, description="tokens evaluated alone, after them")
+    ops: list[OpRow] = []
+    without: list[WithoutReplay] = []
+    failing: list[NodeRow] = Field(default=[], description="nodes above their floor, in graph order; the first ones")
+    worst: list[NodeRow] = Field(default=[], description="the nodes nearest to their floors, or furthest above")
+    changed: list[str] = Field(default=[], description="where evaluations of one shape had other nodes")
+    noise: NoiseReport | None = Field(default=None, description="the native run's error, rounding told from faults")
 
 
 class SettingsPair(Part):
@@ -171,6 +214,9 @@ class SettingsPair(Part):
     floor: Number
     first_tap: str | None = None
     first_token: int | None = None
+    token_nmse: Number | None = Field(default=None, description="of the logits at first_token")
+    token_floor: Number | None = Field(default=None, description="what that may be at most")
+    note: str | None = Field(default=None, description="which of the two is further from the strict engine")
 
 
 class SettingsLeg(Leg):
@@ -319,6 +365,24 @@ class EngineSubject(Part):
     system_info: str | None = None
 
 
+class EngineRow(Part):
+    """One of several engines, against the first; logits over the scored positions."""
+
+    name: str
+    status: Literal["first", "same", "differs", "not_run"] = Field(description="of the native run")
+    reason: str | None = Field(default=None, description="why it did not run")
+    version: str | None = None
+    commit: str | None = None
+    bindings: str | None = None
+    settings: PlainDict = Field(default={}, description="in which it differs from the first, the build apart")
+    ppl: Number | None = None
+    logits: LogitStats | None = Field(default=None, description="native run against the first engine's")
+    strict: Number | None = Field(default=None, description="logits NMSE of its strict run from the reference")
+    strict_from_first: Number | None = Field(default=None, description="the same from the first engine's strict run")
+    first_tap: str | None = Field(default=None, description="where the two native runs part first")
+    first_token: int | None = None
+
+
 class Subject(Part):
     """What was under test, and on what machine."""
 
@@ -337,6 +401,7 @@ class RunRecord(Record):
     first_divergence: Divergence | None = None
     legs: Legs = Legs()
     scores: Scores = Scores()
+    engines: list[EngineRow] = Field(default=[], description="where several were given; the first has the legs")
     findings: list[Finding] = []
     subject: Subject
     repro: str = ""

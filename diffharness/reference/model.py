@@ -26,11 +26,30 @@ see [queries, keys], and the positions of the first query and the first key; goo
 
 
 @dataclass(frozen=True)
+class KvCache:
+    """What keys and values are kept as between their making and their use."""
+
+    type_k: str = "F16"
+    type_v: str = "F16"
+    flash: bool = True  # flash attention; without it attention weights are rounded as well
+
+    @property
+    def rounds_queries(self) -> bool:
+        """Flash attention leaves them alone where it goes tile by tile, with keys and values both in F16, or in F32."""
+        return not self.flash or self.type_k != self.type_v or self.type_k not in ("F16", "F32")
+
+
+@dataclass(frozen=True)
 class Arithmetic:
-    """ggml's CPU arithmetic where it is coarser than float32 by design; all off in the definition."""
+    """ggml's CPU arithmetic where it is coarser than float32 by design; all off in the definition.
+
+    The first two hold for every run of ggml; the other two for one on the file as it is (`reference.rounding`).
+    """
 
     gelu_f16_table: bool = False  # GELU looked up by the float16 input, float16 results
     rope_f32_angles: bool = False  # angles made in float32 by repeated multiplication
+    rounded_activations: bool = False  # before a product with a matrix of the file, to the type that suits the matrix's
+    kv_cache: KvCache | None = None
 
     @property
     def conventions(self) -> tuple[str, ...]:

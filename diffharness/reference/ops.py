@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffharness.reference.model import DEFINITION, Arithmetic, Tap, Watch, Weights
+from diffharness.reference.rounding import round_to, through_cache
 
 _QUERY_BLOCK = 64  # queries whose scores are held at once: little memory, and little work above the diagonal
 _HEAD_BYTES = 8 << 20  # rows of the output head held at once; more costs memory and gains no speed
@@ -80,6 +81,16 @@ class RopeScaling:
 
 
 NO_SCALING = RopeScaling()
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How one layer turns its queries and keys."""
+
+    n_rot: int  # components of a head that turn
+    base: float
+    interleaved: bool  # pairs (2i, 2i + 1); otherwise (i, i + n_rot/2)
+    scaling: RopeScaling = NO_SCALING
 
 
 def rope_tables(
@@ -156,6 +167,15 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Ten
 # -- attention ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How one layer makes attention scores of queries and keys."""
+
+    scale: float
+    window: int | None = None  # keys in sight, the query's own included; None for all
+    softcap: float | None = None
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -165,12 +185,17 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     watch: Watch | None = None,
+    arithmetic: Arithmetic = DEFINITION,
 ) -> Tensor:
     """Causal attention of q [B, T, H, D] on k [B, T, Hkv, D] and v [B, T, Hkv, Dv]; [B, T, H · Dv].
 
     Query head h reads KV head h // (H / Hkv). Query i sees keys j ≤ i, and with a `window` only those with
     i - j < window. `softcap` caps the scaled scores before the mask. `watch` is shown the weights, block by block.
+    Keys and values pass through the cache that `arithmetic` has, if any.
     """
+    cache = arithmetic.kv_cache
+    if cache is not None:
+        q, k, v = through_cache(q, k, v, cache)
     n_batch, n_tokens, n_head, head_dim = q.shape
     n_kv = k.shape[2]
     group = n_head // n_kv
@@ -193,6 +218,8 @@ def attention(
         weights = scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
         if watch is not None:
             watch(weights, hidden, start, first)
+        if cache is not None and not cache.flash:
+            weights = round_to(weights, cache.type_v)
         values = weights.view(n_batch, n_kv, group * (stop - start), stop - first) @ vh[:, :, first:stop]
         blocks.append(values.view(n_batch, n_kv, group, stop - start, -1))
     out = torch.cat(blocks, dim=-2)  # [B, Hkv, G, T, Dv]
@@ -253,26 +280,24 @@ def embed(w: Weights, tokens: Tensor, name: str = "token_embd.weight") -> Tensor
     return w.rows(name, ids)[where]
 
 
-def head(w: Weights, x: Tensor, tap: Tap, *, eps: float, cap: float | None = None) -> Tensor:
-    """Final norm, output projection (the embedding's rows where the head is tied) and cap; logits [B, T, vocab].
+def logits(w: Weights, x: Tensor, tap: Tap, *, cap: float | None = None) -> Tensor:
+    """Output projection (the embedding's rows where the head is tied) of the normed x, and cap; [B, T, vocab].
 
     The head's rows are read in chunks; without autograd the chunks fill one tensor.
     """
-    x = rms_norm(x, w.get("output_norm.weight"), eps)
-    tap("output_norm", x)
     name = "output.weight" if w.has("output.weight") else "token_embd.weight"
     n_vocab = w.n_rows(name)
     step = max(1, _HEAD_BYTES // (x.shape[-1] * x.element_size()))
     chunks = [slice(start, min(start + step, n_vocab)) for start in range(0, n_vocab, step)]
     if torch.is_grad_enabled():
-        logits = softcap(torch.cat([linear(x, w.rows(name, chunk)) for chunk in chunks], dim=-1), cap)
+        out = softcap(torch.cat([linear(x, w.rows(name, chunk)) for chunk in chunks], dim=-1), cap)
     else:
-        logits = x.new_empty(*x.shape[:-1], n_vocab)
-        flat_x, flat_logits = x.flatten(0, -2), logits.view(-1, n_vocab)
+        out = x.new_empty(*x.shape[:-1], n_vocab)
+        flat_x, flat_logits = x.flatten(0, -2), out.view(-1, n_vocab)
         for chunk in chunks:
             piece = flat_logits[:, chunk]
             torch.mm(flat_x, w.rows(name, chunk).T, out=piece)
             if cap is not None:  # in place: logits are the largest tensor of a forward
                 piece.div_(cap).tanh_().mul_(cap)
-    tap("logits", logits)
-    return logits
+    tap("logits", out)
+    return out

@@ -23,6 +23,7 @@ from diffharness.errors import FixtureError, SettingsError
 from diffharness.reference import archs
 from diffharness.reference.model import DEFINITION, Arithmetic, Model, State, Watch
 from diffharness.reference.prefix import Prefix
+from diffharness.reference.rounding import RoundingWeights
 from diffharness.reference.weights import SourceWeights
 from diffharness.weights.source import IntArray, WeightSource
 
@@ -31,7 +32,10 @@ EngineInputs = Callable[[Layer], "NDArray[np.floating] | None"]
 """The engine's input of a layer (of layer 0: its embedding) or of the head, [all tokens, width]; None: not captured."""
 
 OnTap = Callable[[str, Tensor, "Tensor | None", slice], None]
-"""Called with a tap's full name, the own and the teacher-forced value [tokens, width], and the flattened rows."""
+"""Called with a tap's full name, the own and the teacher-forced value [tokens, width], and the flattened rows.
+
+Both values are the forward's own memory. Whoever writes into the teacher-forced one decides what follows it: written
+over with the engine's value of every tap, each step of a layer starts from the engine's own numbers."""
 
 OnAttention = Callable[[int, Tensor, "Tensor | None", Tensor, int, int], None]
 """Called with a layer, a block of its attention weights of the own and of the teacher-forced stream, both [chunks,
@@ -74,7 +78,8 @@ class Reference:
             raise SettingsError(f"expected one of {', '.join(DTYPES)} as dtype, found {dtype!r}")
         self.source, self.arithmetic = source, arithmetic
         self.model = model if model is not None else archs.build(source.metadata)
-        self.weights = SourceWeights(source, dtype=DTYPES[dtype], device=_usable(device))
+        read = RoundingWeights if arithmetic.rounded_activations else SourceWeights
+        self.weights = read(source, dtype=DTYPES[dtype], device=_usable(device))
 
     @torch.inference_mode()
     def run(
@@ -188,13 +193,12 @@ class Reference:
             rows = slice(start, min(start + step, n_tokens))
             own_taps: dict[str, Tensor] = {}
             piece = model.head(weights, own[None, rows], state, own_taps.__setitem__)[0]
-            local_taps: dict[str, Tensor] = {}
-            if forced is not None:
+            if forced is None:
+                for name, value in own_taps.items():
+                    listener.tell(name, value[0], None, rows)
+            else:
                 x = torch.from_numpy(np.array(forced[rows])).to(own)
-                model.head(weights, x[None], state, local_taps.__setitem__)
-            for name, value in own_taps.items():
-                other = local_taps.get(name)
-                listener.tell(name, value[0], None if other is None else other[0], rows)
+                model.head(weights, x[None], state, listener.both(own_taps, rows))
             if keep and logits is None:
                 return piece
             if logits is not None:
@@ -225,6 +229,10 @@ class _Listener:
         if self._on_tap is None:
             return False
         return self._wanted is None or not names or not self._wanted.isdisjoint(names)
+
+    def both(self, own_taps: dict[str, Tensor], rows: slice) -> Callable[[str, Tensor], None]:
+        """A tap of the teacher-forced stream that tells each value beside the own one, as it comes."""
+        return lambda name, value: self.tell(name, own_taps[name][0], value[0], rows)
 
     def tell(self, name: str, own: Tensor, local: Tensor | None, rows: slice) -> None:
         if self._on_tap is not None and (self._wanted is None or name in self._wanted):

@@ -23,6 +23,7 @@ from diffharness.records import (
     LogitStats,
     RunRecord,
     Score,
+    Subject,
     TapRow,
 )
 from diffharness.report._format import NONE, clean, cosine, decimals, percent, scientific, size
@@ -70,7 +71,11 @@ def tokens(about: FixtureSubject) -> str:
 
 def subject(record: RunRecord) -> list[tuple[str, str]]:
     """What was under test: label and text."""
-    about = record.subject
+    return about(record.subject)
+
+
+def about(about: Subject) -> list[tuple[str, str]]:
+    """A record's subject: label and text."""
     rows = [("artifact", artifact(about.artifact))]
     if about.checkpoint is not None:
         rows.append(("checkpoint", checkpoint(about.checkpoint)))

@@ -7,7 +7,7 @@ from functools import cache
 from jinja2 import Environment, StrictUndefined, Template
 
 from diffharness.records import RunRecord
-from diffharness.report import _content
+from diffharness.report import _content, engines, noise
 from diffharness.report._content import Table
 from diffharness.report._format import clean, decimals, scientific
 
@@ -86,6 +86,8 @@ def _tables(record: RunRecord) -> list[Table]:
         Table("Subject", ("", ""), [(label, text) for label, text in _content.subject(record)]),
         _content.legs(record),
         Table("Perplexity", ("of", "value"), [(name, value) for name, value in _content.scores(record)], numeric=True),
+        engines.table(record),
+        Table("Of the engines", ("engine", ""), engines.notes(record)),
         _content.worst_taps(record),
         Table(
             "Layers",
@@ -111,6 +113,8 @@ def _tables(record: RunRecord) -> list[Table]:
             ],
             numeric=True,
         ),
+        Table("Noise of the native run", ("", ""), noise.pairs(record)),
+        noise.layers(record, None),
         Table(
             "Metadata that differ",
             ("key", "artifact", "checkpoint", "read by the forward", "perplexity repaired"),

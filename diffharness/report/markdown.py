@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 
 from diffharness.records import RunRecord
-from diffharness.report import _content
+from diffharness.report import _content, engines, noise
 from diffharness.report._content import Table
 from diffharness.report._format import clean
 
 MAX_LINES = 60
 _FINDINGS = 6
+_NOISE = 2
 _LONGEST = 1200  # characters of one line
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
@@ -29,12 +30,16 @@ def to_markdown(record: RunRecord) -> str:
         lines += ["", *_table(Table("", ("perplexity", *map(escape, names)), [("", *values)], numeric=True))]
     divergence, affected = _content.divergence(record), _content.affected(record)
     told = [divergence, affected and f"Affected: {affected}"]
-    told += [f"{label}: {text}" for label, text in _content.spread(record)]
+    told += [f"{label}: {text}" for label, text in [*_content.spread(record), *noise.pairs(record)[:_NOISE]]]
     if any(told):
         lines += ["", *(f"- {escape(text)}" for text in told if text)]
     taps = _content.worst_taps(record)
     if taps is not None:
         lines += ["", escape(taps.title), "", *_table(taps)]
+    of_engines = engines.table(record)
+    if of_engines is not None:
+        lines += ["", escape(of_engines.title), "", *_table(of_engines)]
+        lines += ["", *(f"- {escape(name)}: {escape(text)}" for name, text in engines.notes(record))]
     findings = _content.findings(record, _FINDINGS)
     if findings:
         lines += ["", *(f"- {escape(text)}" for text in findings)]

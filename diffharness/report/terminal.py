@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from diffharness.records import RunRecord
-from diffharness.report import _content
+from diffharness.report import _content, engines, noise
 from diffharness.report._content import Table
 from diffharness.report._format import clean
 from diffharness.report._rich import LONGEST, STYLES, pairs, plain, print_on, table
@@ -36,6 +36,14 @@ def report(record: RunRecord) -> RenderableType:
     taps = _content.worst_taps(record)
     if taps is not None:
         parts += [Text(), table(taps, cell=_CELL)]
+    of_noise, by_layer = noise.pairs(record), noise.layers(record)
+    if of_noise:
+        parts += [Text(), Text("Noise of the native run", style="bold"), pairs(of_noise)]
+    if by_layer is not None:
+        parts += [Text(), table(by_layer, words=2, cell=_CELL)]
+    of_engines, engine_notes = engines.table(record), engines.notes(record)
+    if of_engines is not None:
+        parts += [Text(), table(of_engines, words=3, cell=_CELL), *([pairs(engine_notes)] if engine_notes else [])]
     findings = _content.findings(record)
     if findings:
         parts += [Text(), Text("Findings", style="bold"), *(_item(line) for line in findings)]
@@ -48,6 +56,12 @@ def commands(record: RunRecord) -> list[Text]:
     return [
         Text.assemble((f"{label}: ", "bold"), clean(command, _content.COMMAND)) for label, command in named if command
     ]
+
+
+def line(record: RunRecord) -> str:
+    """The verdict and the first divergence, or what the verdict says, as one line."""
+    told = _content.divergence(record) or record.verdict.summary
+    return f"{', '.join(record.verdict.all)}: {told}"
 
 
 def print_record(record: RunRecord, console: Console) -> None:

@@ -1,7 +1,8 @@
-"""Interpreters that are planted with a fault: a wrapper script that makes the worker die at one node.
+"""Interpreters that are planted with a fault: a wrapper script that makes the worker die or err at one node.
 
 The script starts this very interpreter with a sitecustomize that patches the worker after it is
-imported. `when` is a Python expression over `settings` (the job's) and `trace`.
+imported. `when` is a Python expression over `settings` (the job's), `trace`, `row` and, where nodes are
+recorded, `n_tokens`. The action `alter` lets the node compute something wrong, where nodes are recorded.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 _SITECUSTOMIZE = """
-import importlib.abc, importlib.machinery, os, signal, sys, time
+import ctypes, importlib.abc, importlib.machinery, os, signal, sys, time
 
 NODE, ACTION, WHEN = {node!r}, {action!r}, {when!r}
 
@@ -41,23 +42,48 @@ def act():
         os.kill(os.getpid(), getattr(signal, ACTION))
 
 
+def alter(address):
+    # the last value of a float32 node's first row comes out wrong, as of a wrong kernel
+    from diffharness.engine.bindings import GgmlTensor
+
+    tensor = GgmlTensor.from_address(address)
+    value = ctypes.c_float.from_address(tensor.data + 4 * (tensor.ne[0] - 1))
+    value.value += 1.0
+
+
 def patch(worker):
-    run, ask = worker.run, worker.NodeReader._ask
+    from diffharness.engine.recording import NodeRecorder
+
+    run, ask, done = worker.run, worker.NodeReader._ask, NodeRecorder._done
+    record_ask = NodeRecorder._ask
     job = {{}}
 
     def patched_run(session, given):
         job.update(given)
         return run(session, given)
 
-    def patched_ask(self, address):
-        wanted = ask(self, address)
-        if self._ggml.node(address).name == NODE:
-            settings = job["settings"]
-            if eval(WHEN, {{"settings": settings, "trace": job["trace"], "row": self._row, "job": job}}):
-                act()
-        return wanted
+    def is_there(self, address):
+        if self._ggml.node(address).name != NODE:
+            return False
+        told = {{"settings": job["settings"], "trace": job.get("trace"), "row": self._row, "job": job}}
+        return eval(WHEN, {{**told, "n_tokens": getattr(self, "_n_tokens", None)}})
 
-    worker.run, worker.NodeReader._ask = patched_run, patched_ask
+    def acting(ask):
+        def patched_ask(self, address):
+            wanted = ask(self, address)
+            if ACTION != "alter" and is_there(self, address):
+                act()
+            return wanted
+
+        return patched_ask
+
+    def patched_done(self, address):
+        if ACTION == "alter" and is_there(self, address):
+            alter(address)
+        return done(self, address)
+
+    worker.run, worker.NodeReader._ask = patched_run, acting(ask)
+    NodeRecorder._ask, NodeRecorder._done = acting(record_ask), patched_done
 
 
 class Finder(importlib.abc.MetaPathFinder):

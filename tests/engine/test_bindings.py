@@ -117,7 +117,38 @@ def test_a_library_without_a_function_is_refused(monkeypatch: pytest.MonkeyPatch
         bindings.load_ggml(bindings.load_llama())
 
 
-def test_unknown_defaults_are_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bindings._CONTEXT_DEFAULTS, "n_ctx", 513)
-    with pytest.raises(EngineError, match="default parameters"):
-        bindings._check_defaults(llama)
+def test_structures_are_checked_on_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(llama: Any) -> None:
+        raise EngineError("they do not fit")
+
+    monkeypatch.setattr(bindings, "check_structures", refuse)
+    with pytest.raises(EngineError, match="they do not fit"):
+        bindings.load_llama()
+
+
+def test_bindings_that_are_too_old_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bindings, "_CALLED", ("llama_of_tomorrow",))
+    with pytest.raises(EngineError, match="has no llama_of_tomorrow"):
+        bindings.load_llama()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (AttributeError("/x/libllama.so: undefined symbol: llama_version"), "has no llama_version, which these bindings call"),
+        (ImportError("No module named 'typing_extensions'"), "has no typing_extensions"),
+        (
+            RuntimeError("/x/libllama.so: wrong ELF class: ELFCLASS32"),
+            "not for this processor and system, or not whole",
+        ),
+        (RuntimeError("/lib/libc.so.6: version `GLIBC_2.38' not found"), "needs GLIBC_2.38 of the system"),
+        (
+            RuntimeError("libcudart.so.12: cannot open shared object file: No such file or directory"),
+            "the library needs libcudart.so.12, which is not here",
+        ),
+        (OSError("something new"), "llama_cpp does not load: something new"),
+    ],
+)
+def test_what_the_loader_says_in_words(error: Exception, says: str) -> None:
+    told = bindings._not_loaded(error)
+    assert says in told.message and str(error) in told.message and told.hint

@@ -18,7 +18,7 @@ from diffharness.weights.source import Metadata
 
 @dataclass(frozen=True)
 class Gemma2(Gemma3):
-    """Differs from Gemma 3 in what it reads and in `_norm_heads`."""
+    """Differs from Gemma 3 in what it reads and in `norm_heads`."""
 
     n_layer_27b: ClassVar[int] = 46
     slides_by_default: ClassVar[int] = 2
@@ -40,5 +40,5 @@ class Gemma2(Gemma3):
             softcap=hp.number("final_logit_softcapping", 30.0) or None,
         )
 
-    def _norm_heads(self, w: Weights, il: int, q: Tensor, k: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
-        return q, k
+    def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
+        return heads

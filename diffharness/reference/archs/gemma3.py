@@ -21,6 +21,7 @@ from torch import Tensor
 from diffharness.reference import ops
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
+from diffharness.reference.steps import Steps
 from diffharness.weights.source import Metadata
 
 
@@ -37,7 +38,7 @@ class _Common(TypedDict):
 
 
 @dataclass(frozen=True)
-class Gemma3:
+class Gemma3(Steps):
     """Hyperparameters, and the forward that they parametrise."""
 
     n_layer: int
@@ -78,83 +79,77 @@ class Gemma3:
     def layer_kind(self, il: int) -> str:
         return "global" if self.window[il] is None else "sliding"
 
+    def rotary(self, il: int) -> ops.Rotary:
+        if self.window[il] is not None:
+            return ops.Rotary(self.n_rot, self.sliding_rope_base, False, self.sliding_rope_scaling)
+        return ops.Rotary(self.n_rot, self.global_rope_base, False, self.global_rope_scaling)
+
+    def scores(self, il: int) -> ops.Scores:
+        return ops.Scores(self.attn_scale, self.window[il], self.attn_softcap)
+
+    def scale_embedding(self, x: Tensor) -> Tensor:
+        return x * math.sqrt(self.n_embd)
+
     def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor:
-        x = ops.embed(w, tokens) * math.sqrt(self.n_embd)
+        x = self.scale_embedding(ops.embed(w, tokens))
         tap("token_embd", x)
         return x
 
     def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
         blk = f"blk.{il}."
-        h = ops.rms_norm(x, w.get(blk + "attn_norm.weight"), self.eps)
+        h = self.norm(w, blk + "attn_norm.weight", x)
         tap("attn_norm", h)
         h = self._attention(w, il, h, state, tap)
-        h = ops.rms_norm(h, w.get(blk + "post_attention_norm.weight"), self.eps)
+        h = self.norm(w, blk + "post_attention_norm.weight", h)
         tap("attn_post_norm", h)
-        x = x + h
+        x = self.add(x, h)
         tap("ffn_in", x)
 
-        h = ops.rms_norm(x, w.get(blk + "ffn_norm.weight"), self.eps)
+        h = self.norm(w, blk + "ffn_norm.weight", x)
         tap("ffn_norm", h)
         gate = ops.linear(h, w.get(blk + "ffn_gate.weight"))
         tap("ffn_gate", gate)
         up = ops.linear(h, w.get(blk + "ffn_up.weight"))
         tap("ffn_up", up)
-        h = ops.gelu_tanh(gate, state.arithmetic) * up
+        h = self.gated(gate, up, state)
         tap("ffn_act", h)
         h = ops.linear(h, w.get(blk + "ffn_down.weight"))
         tap("ffn_out", h)
-        h = ops.rms_norm(h, w.get(blk + "post_ffw_norm.weight"), self.eps)
+        h = self.norm(w, blk + "post_ffw_norm.weight", h)
         tap("ffn_post_norm", h)
-        x = x + h
+        x = self.add(x, h)
         tap("layer_out", x)
         return x
 
+    def act(self, gate: Tensor, state: State) -> Tensor:
+        return ops.gelu_tanh(gate, state.arithmetic)
+
     def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor:
-        return ops.head(w, x, tap, eps=self.eps, cap=self.softcap)
+        x = self.norm(w, "output_norm.weight", x)
+        tap("output_norm", x)
+        return ops.logits(w, x, tap, cap=self.softcap)
 
     # -- attention -----------------------------------------------------------------------------------
 
     def _attention(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
         blk = f"blk.{il}."
-        heads = []
+        heads = {}
         for name, n_head in (("attn_q", self.n_head), ("attn_k", self.n_head_kv), ("attn_v", self.n_head_kv)):
             y = ops.linear(x, w.get(f"{blk}{name}.weight"))
             tap(name, y)
-            heads.append(ops.split_heads(y, n_head))
-        q, k = self._norm_heads(w, il, heads[0], heads[1], tap)
-        sliding = self.window[il] is not None
-        cos, sin = ops.rope_tables(
-            state.positions,
-            self.n_rot,
-            self.sliding_rope_base if sliding else self.global_rope_base,
-            scaling=self.sliding_rope_scaling if sliding else self.global_rope_scaling,
-            arithmetic=state.arithmetic,
-            dtype=x.dtype,
-        )
-        q = ops.apply_rope(q, cos, sin, interleaved=False)
-        tap("attn_q_rope", ops.join_heads(q))
-        k = ops.apply_rope(k, cos, sin, interleaved=False)
-        tap("attn_k_rope", ops.join_heads(k))
-        h = ops.attention(
-            q,
-            k,
-            heads[2],
-            scale=self.attn_scale,
-            window=self.window[il],
-            softcap=self.attn_softcap,
-            watch=state.watch,
-        )
+            heads[name] = ops.split_heads(y, n_head)
+        cos, sin = self.tables(w, il, x, state)
+        q, k = (self.prepare(w, il, name, heads[name], cos, sin, tap) for name in ("attn_q", "attn_k"))
+        h = self.attend(il, q, k, heads["attn_v"], state)
         tap("attn_ctx", h)
         h = ops.linear(h, w.get(blk + "attn_output.weight"))
         tap("attn_out", h)
         return h
 
-    def _norm_heads(self, w: Weights, il: int, q: Tensor, k: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
-        q = ops.rms_norm(q, w.get(f"blk.{il}.attn_q_norm.weight"), self.eps)
-        tap("attn_q_norm", ops.join_heads(q))
-        k = ops.rms_norm(k, w.get(f"blk.{il}.attn_k_norm.weight"), self.eps)
-        tap("attn_k_norm", ops.join_heads(k))
-        return q, k
+    def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
+        heads = self.norm(w, f"blk.{il}.{name}_norm.weight", heads)
+        tap(name + "_norm", ops.join_heads(heads))
+        return heads
 
     # -- reading metadata ----------------------------------------------------------------------------
 

@@ -21,11 +21,12 @@ from diffharness.errors import ArtifactFileError
 from diffharness.reference import ops
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
+from diffharness.reference.steps import Steps
 from diffharness.weights.source import Metadata
 
 
 @dataclass(frozen=True)
-class Gemma4:
+class Gemma4(Steps):
     """Hyperparameters; where a tuple, one value per layer."""
 
     n_layer: int
@@ -85,98 +86,110 @@ class Gemma4:
     def layer_kind(self, il: int) -> str:
         return "sliding" if self.sliding[il] else "global"
 
+    def rotary(self, il: int) -> ops.Rotary:
+        if self.sliding[il]:
+            return ops.Rotary(self.sliding_n_rot, self.sliding_rope_base, False)
+        return ops.Rotary(self.global_head_dim, self.global_rope_base, False)
+
+    def rope_factors(self, w: Weights, il: int) -> Tensor | None:
+        """On globals, `rope_freqs` divides the frequencies of standing pairs by 1e30."""
+        return None if self.sliding[il] else w.get("rope_freqs.weight")
+
+    def scores(self, il: int) -> ops.Scores:
+        return ops.Scores(1.0, self.window if self.sliding[il] else None)
+
+    def scale_embedding(self, x: Tensor) -> Tensor:
+        return x * math.sqrt(self.n_embd)
+
     def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor:
-        x = ops.embed(w, tokens) * math.sqrt(self.n_embd)
+        x = self.scale_embedding(ops.embed(w, tokens))
         tap("token_embd", x)
         if self.n_embd_per_layer:
             state.per_layer_inputs = self._per_layer_inputs(w, tokens, x)
         return x
 
     def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
-        blk = f"blk.{il}."
-        h = ops.rms_norm(x, w.get(blk + "attn_norm.weight"), self.eps)
+        blk, came_in = f"blk.{il}.", x
+        h = self.norm(w, blk + "attn_norm.weight", x)
         tap("attn_norm", h)
         h = self._attention(w, il, h, state, tap)
-        h = ops.rms_norm(h, w.get(blk + "post_attention_norm.weight"), self.eps)
+        h = self.norm(w, blk + "post_attention_norm.weight", h)
         tap("attn_post_norm", h)
-        x = x + h
+        x = self.add(x, h)
         tap("ffn_in", x)
 
-        h = ops.rms_norm(x, w.get(blk + "ffn_norm.weight"), self.eps)
+        h = self.norm(w, blk + "ffn_norm.weight", x)
         tap("ffn_norm", h)
         h = self._dense(w, blk, h, state, tap)
         if w.has(blk + "ffn_gate_inp.weight"):
-            h = ops.rms_norm(h, w.get(blk + "post_ffw_norm_1.weight"), self.eps)
+            h = self.norm(w, blk + "post_ffw_norm_1.weight", h)
             h = h + self._experts(w, blk, x, state, tap)
         tap("ffn_out", h)
-        h = ops.rms_norm(h, w.get(blk + "post_ffw_norm.weight"), self.eps)
+        h = self.norm(w, blk + "post_ffw_norm.weight", h)
         tap("ffn_post_norm", h)
-        x = x + h
+        x = self.add(x, h)
 
         if state.per_layer_inputs is not None:
-            x = x + self._own_embedding(w, blk, x, state.per_layer_inputs[:, :, il], state)
-        scale = w.find(blk + "layer_output_scale.weight")
-        if scale is not None:
-            x = x * scale
+            x = self.add(x, self.own_embedding(w, blk, x, state.per_layer_inputs[:, :, il], state))
+        x = self.scale_layer(w, il, x, came_in)
         tap("layer_out", x)
         return x
 
+    def scale_layer(self, w: Weights, il: int, x: Tensor, came_in: Tensor) -> Tensor:
+        """The layer's scalar on the whole residual x; what came into the layer is only for comparison."""
+        scale = w.find(f"blk.{il}.layer_output_scale.weight")
+        return x if scale is None else x * scale
+
     def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor:
-        return ops.head(w, x, tap, eps=self.eps, cap=self.softcap)
+        x = self.norm(w, "output_norm.weight", x)
+        tap("output_norm", x)
+        return ops.logits(w, x, tap, cap=self.softcap)
 
     # -- attention -----------------------------------------------------------------------------------
 
     def _attention(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
         blk = f"blk.{il}."
-        cos, sin = self._rope(w, il, x, state)
+        cos, sin = self.tables(w, il, x, state)
         q = ops.linear(x, w.get(blk + "attn_q.weight"))
         tap("attn_q", q)
-        q = ops.rms_norm(ops.split_heads(q, self.n_head), w.get(blk + "attn_q_norm.weight"), self.eps)
-        tap("attn_q_norm", ops.join_heads(q))
-        q = ops.apply_rope(q, cos, sin, interleaved=False)
-        tap("attn_q_rope", ops.join_heads(q))
+        q = self.prepare(w, il, "attn_q", ops.split_heads(q, self.n_head), cos, sin, tap)
 
-        lender = self._lender(il)
+        lender = self.lender(il)
         if lender == il:
-            k, v = self._keys_values(w, il, x, cos, sin, tap)
+            k, v = self.keys_values(w, il, x, cos, sin, tap)
             if self._lends(il):
                 state.shared_kv[il] = k, v
         else:
             k, v = state.shared_kv[lender]
-        window = self.window if self.sliding[il] else None
-        h = ops.attention(q, k, v, scale=1.0, window=window, watch=state.watch)
+        h = self.attend(il, q, k, v, state)
         tap("attn_ctx", h)
         h = ops.linear(h, w.get(blk + "attn_output.weight"))
         tap("attn_out", h)
         return h
 
-    def _keys_values(self, w: Weights, il: int, x: Tensor, cos: Tensor, sin: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
+    def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
+        heads = self.norm(w, f"blk.{il}.{name}_norm.weight", heads)
+        tap(name + "_norm", ops.join_heads(heads))
+        return heads
+
+    def keys_values(self, w: Weights, il: int, x: Tensor, cos: Tensor, sin: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
         """Keys, normalised and turned, and values, normalised; both [B, T, Hkv, D]."""
         blk, n_head_kv = f"blk.{il}.", self.n_head_kv[il]
-        k = ops.linear(x, w.get(blk + "attn_k.weight"))
-        tap("attn_k", k)
+        raw = ops.linear(x, w.get(blk + "attn_k.weight"))
+        tap("attn_k", raw)
+        k = self.prepare(w, il, "attn_k", ops.split_heads(raw, n_head_kv), cos, sin, tap)
         w_v = w.find(blk + "attn_v.weight")
-        v = k if w_v is None else ops.linear(x, w_v)
+        v = raw if w_v is None else ops.linear(x, w_v)
         tap("attn_v", v)
-        k = ops.rms_norm(ops.split_heads(k, n_head_kv), w.get(blk + "attn_k_norm.weight"), self.eps)
-        tap("attn_k_norm", ops.join_heads(k))
-        k = ops.apply_rope(k, cos, sin, interleaved=False)
-        tap("attn_k_rope", ops.join_heads(k))
-        v = ops.rms_norm(ops.split_heads(v, n_head_kv), None, self.eps)
+        v = self.norm_values(w, il, ops.split_heads(v, n_head_kv))
         tap("attn_v_norm", ops.join_heads(v))
         return k, v
 
-    def _rope(self, w: Weights, il: int, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """Tables of this layer's kind. On globals, `rope_freqs` divides the frequencies of standing pairs by 1e30."""
-        if self.sliding[il]:
-            n_rot, base, factors = self.sliding_n_rot, self.sliding_rope_base, None
-        else:
-            n_rot, base, factors = self.global_head_dim, self.global_rope_base, w.get("rope_freqs.weight")
-        return ops.rope_tables(
-            state.positions, n_rot, base, freq_factors=factors, arithmetic=state.arithmetic, dtype=x.dtype
-        )
+    def norm_values(self, w: Weights, il: int, v: Tensor) -> Tensor:
+        """Value heads [B, T, Hkv, D], each normalised without a weight."""
+        return self.norm(w, None, v)
 
-    def _lender(self, il: int) -> int:
+    def lender(self, il: int) -> int:
         """The layer whose keys and values layer `il` attends to: itself, or the last of its kind that has its own."""
         first_shared = self.n_layer - self.n_shared_kv
         if il < first_shared:
@@ -184,7 +197,7 @@ class Gemma4:
         return max(jl for jl in range(first_shared) if self.sliding[jl] == self.sliding[il])
 
     def _lends(self, il: int) -> bool:
-        return any(self._lender(jl) == il for jl in range(self.n_layer - self.n_shared_kv, self.n_layer))
+        return any(self.lender(jl) == il for jl in range(il + 1, self.n_layer))
 
     # -- feed-forward --------------------------------------------------------------------------------
 
@@ -193,16 +206,22 @@ class Gemma4:
         tap("ffn_gate", gate)
         up = ops.linear(x, w.get(blk + "ffn_up.weight"))
         tap("ffn_up", up)
-        h = ops.gelu_tanh(gate, state.arithmetic) * up
+        h = self.gated(gate, up, state)
         tap("ffn_act", h)
         return ops.linear(h, w.get(blk + "ffn_down.weight"))
 
+    def act(self, gate: Tensor, state: State) -> Tensor:
+        return ops.gelu_tanh(gate, state.arithmetic)
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.route(logits, self.n_expert_used, normalise=True)
+
     def _experts(self, w: Weights, blk: str, x: Tensor, state: State, tap: Tap) -> Tensor:
         """The routed experts' normalised sum. Router and experts see the residual, each under a norm of its own."""
-        h = ops.rms_norm(x, None, self.eps) * w.get(blk + "ffn_gate_inp.scale") / math.sqrt(self.n_embd)
+        h = self.norm(w, None, x) * w.get(blk + "ffn_gate_inp.scale") / math.sqrt(self.n_embd)
         logits = ops.linear(h, w.get(blk + "ffn_gate_inp.weight"))
         tap("moe_logits", logits)
-        weights, experts = ops.route(logits, self.n_expert_used, normalise=True)
+        weights, experts = self.route(logits)
         expert_scale = w.find(blk + "ffn_down_exps.scale")
         if expert_scale is not None:
             weights = weights * expert_scale[experts]
@@ -216,12 +235,12 @@ class Gemma4:
                 gate = ops.linear(rows, ops.expert_matrix(w, blk + "ffn_gate_exps.weight", expert))
                 up = ops.linear(rows, ops.expert_matrix(w, blk + "ffn_up_exps.weight", expert))
             down = ops.expert_matrix(w, blk + "ffn_down_exps.weight", expert)
-            return ops.linear(ops.gelu_tanh(gate, state.arithmetic) * up, down)
+            return ops.linear(self.gated(gate, up, state), down)
 
-        h = ops.rms_norm(x, w.get(blk + "pre_ffw_norm_2.weight"), self.eps)
+        h = self.norm(w, blk + "pre_ffw_norm_2.weight", x)
         h = ops.moe(h, weights, experts, ffn)
         tap("moe_experts", h)
-        return ops.rms_norm(h, w.get(blk + "post_ffw_norm_2.weight"), self.eps)
+        return self.norm(w, blk + "post_ffw_norm_2.weight", h)
 
     # -- per-layer embeddings (E models) -------------------------------------------------------------
 
@@ -232,12 +251,12 @@ class Gemma4:
         """
         shape = (*tokens.shape, self.n_layer, self.n_embd_per_layer)
         context = ops.linear(x, w.get("per_layer_model_proj.weight")) / math.sqrt(self.n_embd)
-        context = ops.rms_norm(context.reshape(shape), w.get("per_layer_proj_norm.weight"), self.eps)
+        context = self.norm(w, "per_layer_proj_norm.weight", context.reshape(shape))
         identity = ops.embed(w, tokens, "per_layer_token_embd.weight") * math.sqrt(self.n_embd_per_layer)
         return (context + identity.reshape(shape)) / math.sqrt(2.0)
 
-    def _own_embedding(self, w: Weights, blk: str, x: Tensor, told: Tensor, state: State) -> Tensor:
+    def own_embedding(self, w: Weights, blk: str, x: Tensor, told: Tensor, state: State) -> Tensor:
         """The residual gates what this layer was told [B, T, n_embd_per_layer]; [B, T, n_embd]."""
-        gate = ops.gelu_tanh(ops.linear(x, w.get(blk + "inp_gate.weight")), state.arithmetic)
+        gate = self.act(ops.linear(x, w.get(blk + "inp_gate.weight")), state)
         h = ops.linear(gate * told, w.get(blk + "proj.weight"))
-        return ops.rms_norm(h, w.get(blk + "post_norm.weight"), self.eps)
+        return self.norm(w, blk + "post_norm.weight", h)

@@ -16,14 +16,16 @@ from torch import Tensor
 from diffharness.reference import ops
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
+from diffharness.reference.steps import Steps
 from diffharness.weights.source import Metadata
 
 
 @dataclass(frozen=True)
-class Llama:
+class Llama(Steps):
     """Hyperparameters, and the forward that they parametrise."""
 
     n_layer: int
+    n_embd: int
     n_head: tuple[int, ...]  # by layer
     n_head_kv: tuple[int, ...]
     head_dim: int
@@ -45,10 +47,12 @@ class Llama:
         hp = HyperParameters(metadata)
         n_layer = hp.count("block_count")
         n_head, n_head_kv = hp.heads(n_layer)
-        head_dim = hp.integer("attention.key_length", hp.count("embedding_length") // n_head[0])
+        n_embd = hp.count("embedding_length")
+        head_dim = hp.integer("attention.key_length", n_embd // n_head[0])
         n_expert = hp.integer("expert_count", 0)
         return cls(
             n_layer=n_layer,
+            n_embd=n_embd,
             n_head=n_head,
             n_head_kv=n_head_kv,
             head_dim=head_dim,
@@ -70,49 +74,49 @@ class Llama:
     def layer_kind(self, il: int) -> str:
         return "global" if self.window[il] is None else "sliding"
 
+    def rotary(self, il: int) -> ops.Rotary:
+        return ops.Rotary(self.n_rot, self.rope_base, self.interleaved, self.rope_scaling)
+
+    def rope_factors(self, w: Weights, il: int) -> Tensor | None:
+        return w.find("rope_freqs.weight")
+
+    def scores(self, il: int) -> ops.Scores:
+        return ops.Scores(self.attn_scale, self.window[il])
+
     def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor:
-        x = ops.embed(w, tokens)
+        x = self.scale_embedding(ops.embed(w, tokens))
         tap("token_embd", x)
         return x
 
     def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
-        x = x + self._attention(w, il, x, state, tap)
+        x = self.add(x, self._attention(w, il, x, state, tap))
         tap("ffn_in", x)
-        h = ops.rms_norm(x, w.get(f"blk.{il}.ffn_norm.weight"), self.eps)
+        h = self.norm(w, f"blk.{il}.ffn_norm.weight", x)
         tap("ffn_norm", h)
-        h = self._experts(w, il, h, tap) if self.n_expert else self._feed_forward(w, il, h, tap)
+        h = self._experts(w, il, h, state, tap) if self.n_expert else self._feed_forward(w, il, h, state, tap)
         tap("ffn_out", h)
-        x = x + h
+        x = self.add(x, h)
         tap("layer_out", x)
         return x
 
     def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor:
-        return ops.head(w, x, tap, eps=self.eps)
+        x = self.norm(w, "output_norm.weight", x)
+        tap("output_norm", x)
+        return ops.logits(w, x, tap)
 
     # -- parts of a layer ------------------------------------------------------------------------------
 
     def _attention(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
         blk = f"blk.{il}."
-        h = ops.rms_norm(x, w.get(blk + "attn_norm.weight"), self.eps)
+        h = self.norm(w, blk + "attn_norm.weight", x)
         tap("attn_norm", h)
-        cos, sin = ops.rope_tables(
-            state.positions,
-            self.n_rot,
-            self.rope_base,
-            freq_factors=w.find("rope_freqs.weight"),
-            scaling=self.rope_scaling,
-            arithmetic=state.arithmetic,
-            dtype=x.dtype,
-        )
-        turned = []
-        for name, n_head in (("attn_q", self.n_head[il]), ("attn_k", self.n_head_kv[il])):
-            heads = self._norm_heads(w, il, name, self._project(w, il, name, h, n_head, tap), tap)
-            heads = ops.apply_rope(heads, cos, sin, interleaved=self.interleaved)
-            tap(name + "_rope", ops.join_heads(heads))
-            turned.append(heads)
-        q, k = turned
+        cos, sin = self.tables(w, il, x, state)
+        q = self._project(w, il, "attn_q", h, self.n_head[il], tap)
+        q = self.prepare(w, il, "attn_q", q, cos, sin, tap)
+        k = self._project(w, il, "attn_k", h, self.n_head_kv[il], tap)
+        k = self.prepare(w, il, "attn_k", k, cos, sin, tap)
         v = self._project(w, il, "attn_v", h, self.n_head_kv[il], tap)
-        context = ops.attention(q, k, v, scale=self.attn_scale, window=self.window[il], watch=state.watch)
+        context = self.attend(il, q, k, v, state)
         tap("attn_ctx", context)
         out = ops.linear(context, w.get(blk + "attn_output.weight"), w.find(blk + "attn_output.bias"))
         tap("attn_out", out)
@@ -123,29 +127,32 @@ class Llama:
         tap(name, y)
         return ops.split_heads(y, n_head)
 
-    def _norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
-        return heads  # Qwen 3 norms the heads of Q and K
+    def act(self, gate: Tensor, state: State) -> Tensor:
+        return ops.silu(gate)
 
-    def _feed_forward(self, w: Weights, il: int, h: Tensor, tap: Tap) -> Tensor:
+    def _feed_forward(self, w: Weights, il: int, h: Tensor, state: State, tap: Tap) -> Tensor:
         blk = f"blk.{il}."
         gate = ops.linear(h, w.get(blk + "ffn_gate.weight"), w.find(blk + "ffn_gate.bias"))
         tap("ffn_gate", gate)
         up = ops.linear(h, w.get(blk + "ffn_up.weight"), w.find(blk + "ffn_up.bias"))
         tap("ffn_up", up)
-        act = ops.silu(gate) * up
+        act = self.gated(gate, up, state)
         tap("ffn_act", act)
         return ops.linear(act, w.get(blk + "ffn_down.weight"), w.find(blk + "ffn_down.bias"))
 
-    def _experts(self, w: Weights, il: int, h: Tensor, tap: Tap) -> Tensor:
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.route(logits, self.n_expert_used, normalise=self.normalise_experts)
+
+    def _experts(self, w: Weights, il: int, h: Tensor, state: State, tap: Tap) -> Tensor:
         blk = f"blk.{il}."
         logits = ops.linear(h, w.get(blk + "ffn_gate_inp.weight"))
         tap("moe_logits", logits)
-        weights, experts = ops.route(logits, self.n_expert_used, normalise=self.normalise_experts)
+        weights, experts = self.route(logits)
 
         def expert(index: int, x: Tensor) -> Tensor:
             gate = ops.linear(x, ops.expert_matrix(w, blk + "ffn_gate_exps.weight", index))
             up = ops.linear(x, ops.expert_matrix(w, blk + "ffn_up_exps.weight", index))
-            return ops.linear(ops.silu(gate) * up, ops.expert_matrix(w, blk + "ffn_down_exps.weight", index))
+            return ops.linear(self.gated(gate, up, state), ops.expert_matrix(w, blk + "ffn_down_exps.weight", index))
 
         out = ops.moe(h, weights, experts, expert)
         tap("moe_experts", out)

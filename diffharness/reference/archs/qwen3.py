@@ -15,7 +15,7 @@ from diffharness.reference.model import Tap, Weights
 class Qwen3(Qwen2):
     """Differs from Qwen 2 in the head norms, whose weight [head_dim] all heads of a layer share."""
 
-    def _norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
-        heads = ops.rms_norm(heads, w.get(f"blk.{il}.{name}_norm.weight"), self.eps)
+    def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
+        heads = self.norm(w, f"blk.{il}.{name}_norm.weight", heads)
         tap(name + "_norm", ops.join_heads(heads))
         return heads

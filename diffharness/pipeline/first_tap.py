@@ -1,0 +1,138 @@
+"""Where a failing cell first differs: residuals and router logits of cell, base and strict engine, tap by tap.
+
+Every tap has the bound that its own three runs give it, as logits have (legs/settings.py), so that rounding in the
+first layers is not taken for the fault. A token whose router took other experts on a near tie, with all taps before
+within their bounds, differs for no one's fault: such tokens are told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffharness.captures import Capture
+from diffharness.engine.exercising import delete
+from diffharness.engine.process import EngineCrash
+from diffharness.legs.compare import other_experts
+from diffharness.legs.settings import BoolArray, Control, FloorClass, as_pair, bound, judge_logits
+from diffharness.metrics import nmse_per_token
+from diffharness.pipeline.bench import Bench, Compared, Judged, fill, lossy_types, position
+from diffharness.pipeline.grids import Cell
+from diffharness.settings import Floors
+from diffharness.taps import split
+
+TAPS = ("token_embd", "blk.*.layer_out", "blk.*.moe_logits")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The first tap, in order of computation, that leaves its bound, and its first token that does; None for none.
+
+    `flipped` [n_tokens] are tokens that a near tie between experts sent another way before anything else was off.
+    """
+
+    tap: str | None
+    token: int | None
+    flipped: BoolArray
+
+
+def locate(
+    base: Capture,
+    cell: Capture,
+    strict: Capture | None,
+    rounded: Sequence[Capture],
+    rows: NDArray[np.int64],
+    floor: FloorClass,
+    floors: Floors,
+    *,
+    top_k: int | None = None,
+) -> Place:
+    """Compare the taps that all have, at fixture rows `rows`; `top_k` experts are used per token.
+
+    `rounded` are controls of lossy caches, which take the strict engine's place.
+    """
+    flipped: BoolArray = np.zeros(base.n_tokens, dtype=np.bool_)
+    for tap in base.taps:
+        if tap == "logits" or tap not in cell:
+            continue
+        error = _error(base, cell, tap, rows)
+        control = _control(base, cell, strict, rounded, tap, rows)
+        above = ~(error <= bound(floor, control, rows, floors).tokens) & ~flipped[rows]
+        if above.any():
+            return Place(tap, int(rows[np.flatnonzero(above)[0]]), flipped)
+        if top_k is not None and split(tap)[1] == "moe_logits":
+            flipped[rows] |= other_experts(base.read(tap)[rows], cell.read(tap)[rows], top_k)
+    return Place(None, None, flipped)
+
+
+def _control(
+    base: Capture, cell: Capture, strict: Capture | None, rounded: Sequence[Capture], tap: str, rows: NDArray[np.int64]
+) -> Control | None:
+    found = [_error(base, one, tap, rows) for one in rounded if tap in one]
+    if not found and strict is not None and tap in strict:
+        found = [np.fmin(_error(strict, base, tap, rows), _error(strict, cell, tap, rows))]
+    if not found:
+        return None
+    tokens = np.full(base.n_tokens, np.nan)
+    tokens[rows] = np.max(found, axis=0)
+    return Control(float(tokens[rows].mean()), tokens)
+
+
+def _error(ref: Capture, other: Capture, tap: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """NMSE by token; one whose values nearly cancel is measured by the usual size."""
+    a, b = ref.read(tap)[rows], other.read(tap)[rows]
+    return nmse_per_token(b, a)
+
+
+class Locator:
+    """Runs what `locate` needs: a failing cell, its base and the strict engine, with the taps."""
+
+    def __init__(self, bench: Bench, top_k: int | None) -> None:
+        """`top_k`: experts used per token, where the model routes."""
+        self._bench, self._top_k = bench, top_k
+
+    def place(self, cell: Cell, judged: Judged) -> None:
+        """Write into a compared cell's row where it first differs; acquit it where only near ties of experts went off.
+
+        A death on the way leaves the row as it is.
+        """
+        bench, runs, compared = self._bench, self._bench.runs, judged.compared
+        assert compared is not None and judged.pair is not None, "only a cell that was compared is placed"
+        if cell.feed.way == "sequences":
+            return  # their tokens are mixed in the graph
+        settings = cell.resolved(runs.base.settings, runs.longest)
+        try:
+            base, strict = runs.base_capture(cell.against, TAPS), runs.strict_capture(cell.against, TAPS)
+            types = lossy_types(settings, runs.base.settings)
+            rounded = [one for pair in types if (one := runs.rounded_capture(pair, TAPS)) is not None]
+            runs.say(f"{cell.label}: again, with taps")
+            run = runs.run(cell, settings, taps=TAPS)
+        except EngineCrash:
+            return
+        try:
+            floor = cell.floor_for(windowed=bench.windowed)
+            rows = compared.logits.rows
+            found = locate(base, run.open(), strict, rounded, rows, floor, bench.floors, top_k=self._top_k)
+            self._write(judged, compared, found, rows)
+        finally:
+            delete(run)
+
+    def _write(self, judged: Judged, compared: Compared, found: Place, rows: NDArray[np.int64]) -> None:
+        row, pair, flipped = judged.row, judged.pair, found.flipped[rows]
+        assert pair is not None
+        row.router_flips = int(flipped.sum())
+        if not compared.judged.ok and flipped.any():
+            again = judge_logits(compared.logits, compared.judged.bound, leave_out=flipped)
+            if again.ok:
+                fill(row, replace(compared, judged=again), self._bench.runs.text)
+                row.reason = f"{row.router_flips} tokens left out: a near tie between experts went the other way"
+                judged.pair = as_pair(pair.a, pair.b, compared.logits, again)
+                return
+        if found.tap is not None:
+            row.first_tap, row.first_token = found.tap, found.token
+            row.first_position = None if found.token is None else position(self._bench.runs.text, found.token)
+            if not pair.ok:
+                pair.first_tap = found.tap

@@ -1,0 +1,69 @@
+"""A grid's cells, one after another: judged, placed where they fail, gathered for leg and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from diffharness.engine.exercising import Text
+from diffharness.engine.runner import EngineRun
+from diffharness.legs.compare import logit_stats
+from diffharness.pipeline.bench import Bench, Judged
+from diffharness.pipeline.cell_runs import Base, CellRuns, Strict
+from diffharness.pipeline.first_tap import Locator
+from diffharness.pipeline.grids import Cell
+from diffharness.pipeline.work import Work
+from diffharness.records import Finding, LogitStats, SettingsPair
+from diffharness.records.matrix import CellRow
+from diffharness.weights.gguf_file import GgufFile
+
+_WINDOW = "attention.sliding_window"
+_EXPERTS = "expert_used_count"
+
+
+@dataclass
+class GridOutcome:
+    """Rows in the grid's order, pairs for the settings leg, and findings of cells that died."""
+
+    rows: list[CellRow] = field(default_factory=list)
+    pairs: list[SettingsPair] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    noise: LogitStats | None = None  # base against strict engine
+
+
+def run_grid(
+    work: Work, cells: Sequence[Cell], base: EngineRun, strict: Strict | None, *, taps: bool = False
+) -> GridOutcome:
+    """Every cell against `base`, whose capture holds the logits of the whole fixture.
+
+    Without `strict`, or where it is a capture whose file is gone, cells are placed and context shifts judged by less.
+    With `taps` every cell that differs at all is placed, not only those that fail. Raises OutputError.
+    """
+    artifact, fixture, request = work.inputs.artifact, work.inputs.fixture, work.request
+    arch = str(artifact.metadata["general.architecture"])
+    meta = {"fixture": fixture.ids_sha256, "artifact": artifact.label}
+    text = Text(artifact.paths[0], arch, fixture.chunks(), meta)
+    held = Base(base.settings, base.open().read("logits"), base.load_s + base.eval_s)
+    top_k = _number(artifact, _EXPERTS)
+    found: dict[str, Judged] = {}
+    with CellRuns(text, held, strict, work.folder, overrides=request.overrides, say=request.say) as runs:
+        bench = Bench(runs, work.floors, windowed=_number(artifact, _WINDOW) is not None)
+        locator = Locator(bench, top_k)
+        for cell in bench.order(cells):
+            request.say(f"cell: {cell.label}")
+            judged = found[cell.label] = bench.judge(cell)
+            differs = judged.pair is not None and judged.pair.nmse > 0
+            if judged.row.status == "fail" or (taps and differs):
+                locator.place(cell, judged)
+    noise, ordered = bench.noise, [found[cell.label] for cell in cells]
+    return GridOutcome(
+        rows=[one.row for one in ordered],
+        pairs=[one.pair for one in ordered if one.pair is not None],
+        findings=[finding for one in ordered for finding in one.findings],
+        noise=None if noise is None else logit_stats(noise),
+    )
+
+
+def _number(artifact: GgufFile, key: str) -> int | None:
+    value = artifact.metadata.get(f"{artifact.metadata['general.architecture']}.{key}")
+    return value if isinstance(value, int) and value > 0 else None

@@ -1,0 +1,51 @@
+"""Hypotheses: small, named ways in which a forward may differ from the model's definition, each a model of its own.
+
+A theme has a module, whose `propose(scene)` gives those of its hypotheses that the model has a use for and that can
+show first where the two sides first part. What is tried, and what is made of it, is `legs.explain`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffharness.reference.hypotheses import (
+    attention,
+    cache,
+    experts,
+    feed_forward,
+    norms,
+    rope,
+    scaling,
+    tensors,
+    tokens,
+)
+from diffharness.reference.hypotheses._altering import altered, only_at
+from diffharness.reference.hypotheses._scene import Hypothesis, Place, Propose, Scene
+
+__all__ = ["THEMES", "Hypothesis", "Place", "Scene", "altered", "only_at", "proposals"]
+
+THEMES: dict[str, Propose] = {
+    "rope": rope.propose,
+    "attention": attention.propose,
+    "norms": norms.propose,
+    "feed-forward": feed_forward.propose,
+    "scaling": scaling.propose,
+    "experts": experts.propose,
+    "keys and values": cache.propose,
+    "tokens": tokens.propose,
+    "tensors": tensors.propose,
+}
+
+
+def proposals(scene: Scene) -> Iterator[tuple[str, Hypothesis]]:
+    """Theme and hypothesis of all that may begin where the scene is; numbers from tables before fitted ones."""
+    fitted = []
+    for theme, propose in THEMES.items():
+        for hypothesis in propose(scene):
+            if not scene.may_begin_at(hypothesis.taps):
+                continue
+            if hypothesis.fitted:
+                fitted.append((theme, hypothesis))
+            else:
+                yield theme, hypothesis
+    yield from fitted

@@ -1,0 +1,131 @@
+"""Tensors used otherwise than the file says: biases left out, rows in another order, another layer's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from diffharness.reference.hypotheses._altering import Alteration, seeing
+from diffharness.reference.hypotheses._scene import Hypothesis, Scene
+from diffharness.taps import split
+
+BIASED = {
+    "attn_q": "attn_q",
+    "attn_k": "attn_k",
+    "attn_v": "attn_v",
+    "attn_output": "attn_out",
+    "ffn_gate": "ffn_gate",
+    "ffn_up": "ffn_up",
+    "ffn_down": "ffn_out",
+}
+QK = frozenset({"attn_q", "attn_k"})
+
+Order = Callable[[int, int], Tensor]
+"""Which of its own rows each row of a matrix of n is, by layer and n."""
+
+
+def propose(scene: Scene) -> Iterator[Hypothesis]:
+    """Every hypothesis on tensors that are read wrongly."""
+    if not scene.in_layer:
+        return
+    present = {stem: tap for stem, tap in BIASED.items() if scene.has(f"{stem}.bias")}
+    if present:
+        yield Hypothesis("bias.absent", "biases were left out", frozenset(present.values()), _without(set(present)))
+        for stem, tap in present.items():
+            if len(present) > 1:
+                yield Hypothesis("bias.absent", f"{stem}.bias were left out", frozenset({tap}), _without({stem}))
+        doubled = seeing(change=lambda name, value: 2 * value if name.endswith(".bias") else value)
+        yield Hypothesis("bias.twice", "biases were added twice", frozenset(present.values()), doubled)
+    yield from _rows(scene)
+    yield from _neighbours(scene)
+
+
+def _without(stems: set[str]) -> Alteration:
+    def rename(name: str) -> str | None:
+        stem, _, kind = split(name)[1].rpartition(".")
+        return None if kind == "bias" and stem in stems else name
+
+    return seeing(rename=rename)
+
+
+# -- order of rows ------------------------------------------------------------------------------------
+
+
+def interleaved(n: int) -> Tensor:
+    """Half-split order of n components read as interleaved pairs: 0, n/2, 1, n/2 + 1, ..."""
+    return torch.arange(n).reshape(2, n // 2).T.flatten()
+
+
+def _rows(scene: Scene) -> Iterator[Hypothesis]:
+    heads = {name: scene.heads[name].shape[-2:] for name in QK if name in scene.heads}
+    if len(heads) < 2 or scene.tap not in QK:
+        return
+    usual = heads["attn_q"][1]
+
+    def size(il: int) -> int:
+        """Components of a head of layer `il`, which may differ between kinds of layers."""
+        norm = f"blk.{il}.attn_q_norm.weight"
+        return scene.weights.n_rows(norm) if scene.weights.has(norm) else usual
+
+    def in_heads(order: Callable[[int], Tensor]) -> Order:
+        return lambda il, n: (torch.arange(0, n, size(il))[:, None] + order(size(il))[None, :]).flatten()
+
+    def of_heads(back: bool) -> Order:
+        def order(il: int, n: int) -> Tensor:
+            n_head, n_kv = n // size(il), scene.weights.n_rows(f"blk.{il}.attn_k.weight") // size(il)
+            turned = torch.arange(n_head).reshape(n_kv, n_head // n_kv).T.flatten()
+            turned = turned.argsort() if back else turned
+            return (turned[:, None] * size(il) + torch.arange(size(il))[None, :]).flatten()
+
+        return order
+
+    orders: tuple[tuple[str, Callable[[int], Tensor]], ...] = (
+        ("interleaved", interleaved),
+        ("half-split", lambda n: interleaved(n).argsort()),
+    )
+    for words, order in orders if usual % 2 == 0 else ():
+        for stems in (QK, frozenset({"attn_q"}), frozenset({"attn_k"})):
+            says = (
+                f"the rows of {' and '.join(sorted(stems, reverse=True))} were permuted to {words} pairs once too often"
+            )
+            yield Hypothesis("rows.pairs", says, stems, _permuted(stems, in_heads(order)))
+    if 1 < heads["attn_k"][0] < heads["attn_q"][0]:
+        for back, words in ((False, "by their number within a group first"), (True, "by their group first")):
+            says = f"the query heads were sorted once more, {words}"
+            one = frozenset({"attn_q"})
+            yield Hypothesis("rows.heads", says, one, _permuted(one, of_heads(back)))
+
+
+def _permuted(stems: frozenset[str], order: Order) -> Alteration:
+    def change(name: str, value: Tensor) -> Tensor:
+        il, rest = split(name)
+        if il is None or rest.rpartition(".")[0] not in stems:
+            return value
+        return value[order(il, len(value)).to(value.device)]
+
+    return seeing(change=change)
+
+
+# -- other layers -------------------------------------------------------------------------------------
+
+
+def _neighbours(scene: Scene) -> Iterator[Hypothesis]:
+    """The diverging layer with the weights of the layer before or after it, where these fit."""
+    for by, words in ((1, "the next layer's"), (-1, "the previous layer's")):
+        other = scene.il + by
+        if not 0 <= other < scene.model.n_layer or scene.model.layer_kind(other) != scene.model.layer_kind(scene.il):
+            continue
+        says = f"layers used {words} weights"
+        yield Hypothesis(
+            "weights.neighbour", says, frozenset({scene.tap}), seeing(rename=_shifted(by, scene.model.n_layer))
+        )
+
+
+def _shifted(by: int, n_layer: int) -> Callable[[str], str]:
+    def rename(name: str) -> str:
+        layer, rest = split(name)
+        return name if layer is None or not 0 <= layer + by < n_layer else f"blk.{layer + by}.{rest}"
+
+    return rename

@@ -1,0 +1,123 @@
+"""The small steps of a forward, one method each: what architectures take alike, and what one may take otherwise.
+
+An architecture inherits them, states its own numbers (`rotary`, `scores`, `eps`) and overrides the steps in which it
+differs. That every step is a method also lets a hypothesis replace a single one (`reference.hypotheses`).
+Shapes: B batch, T tokens, H heads, D head size, E width of the residual stream.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from diffharness.reference import ops
+from diffharness.reference.model import State, Tap, Weights
+
+
+class Steps(ABC):
+    """A model, as far as its steps go; subclasses are frozen dataclasses of hyperparameters."""
+
+    n_layer: int
+    n_embd: int
+    eps: float
+
+    # -- what a model is -----------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def uses_gelu(self) -> bool: ...
+
+    @abstractmethod
+    def layer_kind(self, il: int) -> str: ...
+
+    @abstractmethod
+    def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor: ...
+
+    @abstractmethod
+    def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor: ...
+
+    @abstractmethod
+    def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor: ...
+
+    # -- numbers -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def rotary(self, il: int) -> ops.Rotary:
+        """How layer `il` turns its queries and keys."""
+
+    @abstractmethod
+    def scores(self, il: int) -> ops.Scores:
+        """How layer `il` makes attention scores."""
+
+    def rope_factors(self, w: Weights, il: int) -> Tensor | None:
+        """What divides the frequencies of layer `il`'s pairs [n_rot / 2], if anything does."""
+        return None
+
+    # -- steps ---------------------------------------------------------------------------------------
+
+    def scale_embedding(self, x: Tensor) -> Tensor:
+        """The embedding's rows as they enter the residual stream."""
+        return x
+
+    def norm(self, w: Weights, name: str | None, x: Tensor) -> Tensor:
+        """RMSNorm of x [..., n] with the weight `name`, or without one."""
+        return ops.rms_norm(x, None if name is None else w.get(name), self.eps)
+
+    def add(self, x: Tensor, h: Tensor) -> Tensor:
+        """What a branch made, added to the residual stream."""
+        return x + h
+
+    def tables(self, w: Weights, il: int, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for layer `il` at the state's positions, each [T, n_rot / 2]."""
+        rotary = self.rotary(il)
+        return ops.rope_tables(
+            state.positions,
+            rotary.n_rot,
+            rotary.base,
+            freq_factors=self.rope_factors(w, il),
+            scaling=rotary.scaling,
+            arithmetic=state.arithmetic,
+            dtype=x.dtype,
+        )
+
+    def prepare(self, w: Weights, il: int, name: str, heads: Tensor, cos: Tensor, sin: Tensor, tap: Tap) -> Tensor:
+        """Queries or keys (`attn_q`, `attn_k`) [B, T, H, D], normalised where the model does so, and turned."""
+        heads = self.norm_heads(w, il, name, heads, tap)
+        heads = self.turn(il, name, heads, cos, sin)
+        tap(name + "_rope", ops.join_heads(heads))
+        return heads
+
+    def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
+        """Each head normalised by itself, where the model does so."""
+        return heads
+
+    def turn(self, il: int, name: str, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Heads turned by their position."""
+        return ops.apply_rope(heads, cos, sin, interleaved=self.rotary(il).interleaved)
+
+    def attend(self, il: int, q: Tensor, k: Tensor, v: Tensor, state: State) -> Tensor:
+        """Causal attention, heads joined: [B, T, H · D]."""
+        scores = self.scores(il)
+        return ops.attention(
+            q,
+            k,
+            v,
+            scale=scores.scale,
+            window=scores.window,
+            softcap=scores.softcap,
+            watch=state.watch,
+            arithmetic=state.arithmetic,
+        )
+
+    @abstractmethod
+    def act(self, gate: Tensor, state: State) -> Tensor:
+        """The feed-forward's activation."""
+
+    def gated(self, gate: Tensor, up: Tensor, state: State) -> Tensor:
+        """What goes into the feed-forward's last projection."""
+        return self.act(gate, state) * up
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of each token's experts, both [B, T, n_used], from the router's logits."""
+        raise NotImplementedError("a model without experts")

@@ -1,0 +1,61 @@
+"""What a bisection prints: each engine that was run, and the first that changed."""
+
+from __future__ import annotations
+
+from diffharness.records.bisect import BisectRecord, StepRow
+from diffharness.report import _content
+from diffharness.report._format import NONE, decimals, percent, scientific
+from diffharness.report.document import Document, Section, Table
+
+_OUTCOMES = {"unchanged": "pass", "changed": "fail", "unclear": "inconclusive"}
+
+
+def document(record: BisectRecord) -> Document:
+    """The report, for a terminal of 100 columns and for Markdown."""
+    pairs = [("artifact", _content.artifact(record.artifact))]
+    if record.fixture is not None:
+        pairs.append(("fixture", _content.tokens(record.fixture)))
+    what = {"verdict": "the verdict", "numbers": "the numbers", "either": "the verdict or the numbers"}[record.on]
+    floor = "" if record.on == "verdict" else f", logits NMSE above {scientific(record.floor)}"
+    pairs += [
+        ("looked for", f"the first engine with which {what} change{'s' if record.on == 'verdict' else ''}{floor}"),
+        ("engines", f"{len(record.engines)}, of which {len(record.steps)} were run"),
+    ]
+    head = ("#", "engine", "state", "build", "verdict", "logits NMSE", "mean KL", "top-1", "perplexity")
+    ordered = sorted(record.steps, key=lambda step: step.index)
+    sections = [Section(pairs=pairs), Section("Engines", tables=[Table("", head, [_row(s) for s in ordered])], words=5)]
+    reasons = [f"{step.engine}: {step.reason}" for step in ordered if step.reason]
+    if reasons:
+        sections.append(Section(remarks=reasons))
+    commands = [("Next", record.next_step), ("Reproduce", record.repro)]
+    return Document(
+        command="bisect",
+        outcome=_OUTCOMES[record.outcome],
+        summary=record.summary,
+        sections=sections,
+        commands=[(label, command) for label, command in commands if command],
+    )
+
+
+def _row(step: StepRow) -> tuple[str, ...]:
+    build = " ".join(part for part in (step.version, step.commit) if part)
+    logits = step.logits
+    numbers = (
+        (NONE, NONE, NONE)
+        if logits is None
+        else (scientific(logits.nmse), scientific(logits.kl_mean), percent(logits.top1))
+    )
+    verdict = step.verdicts[0] if step.verdicts else NONE
+    return (str(step.index), step.engine, step.state, build or NONE, verdict, *numbers, decimals(step.ppl))
+
+
+def line(step: StepRow) -> str:
+    """One engine as a line of progress."""
+    parts = [f"{step.index}: {step.engine}", step.state]
+    if step.verdicts:
+        parts.append(", ".join(step.verdicts))
+    if step.logits is not None and step.state != "first":
+        parts.append(f"logits NMSE {scientific(step.logits.nmse)}")
+    if step.reason:
+        parts.append(step.reason)
+    return " · ".join(parts)

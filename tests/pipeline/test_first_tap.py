@@ -1,0 +1,84 @@
+"""Where a cell first differs: rounding is passed over, faults are placed, near ties of experts are told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffharness.captures import Capture, CaptureWriter
+from diffharness.pipeline.first_tap import Place, locate
+
+N, WIDTH, EXPERTS = 40, 24, 6
+FLOORS = {
+    "settings.same": 1e-10, "settings.same_token": 1e-10, "settings.rounding": 1e-6, "settings.rounding_token": 1e-5,
+    "settings.factor": 6.0, "settings.token_factor": 20.0,
+}  # fmt: skip
+RANDOM = np.random.default_rng(0)
+TRUE = {
+    "token_embd": RANDOM.standard_normal((N, WIDTH)),
+    "blk.0.moe_logits": RANDOM.standard_normal((N, EXPERTS)),
+    "blk.0.layer_out": RANDOM.standard_normal((N, WIDTH)),
+    "blk.1.layer_out": RANDOM.standard_normal((N, WIDTH)),
+    "logits": RANDOM.standard_normal((N, 50)),
+}
+TRUE["blk.0.moe_logits"][:, :3] += 8  # three experts are chosen, and by far
+
+
+def capture(path: Path, noise: float, changes: dict[str, np.ndarray] | None = None) -> Capture:
+    seed = np.random.default_rng(abs(hash(path.name)) % 1000)
+    with CaptureWriter(path, N) as writer:
+        for tap, values in TRUE.items():
+            found = values + noise * seed.standard_normal(values.shape)
+            writer.write(tap, 0, (found + (changes or {}).get(tap, 0.0)).astype(np.float32))
+    return Capture(path)
+
+
+def place(tmp_path: Path, changes: dict[str, np.ndarray], *, rounded: bool = False, top_k: int | None = None) -> Place:
+    base, cell = capture(tmp_path / "base", 1e-3), capture(tmp_path / "cell", 1e-3, changes)
+    strict = capture(tmp_path / "strict", 0.0)
+    controls = [capture(tmp_path / "rounded", 1e-3)] if rounded else []
+    return locate(base, cell, strict, controls, np.arange(N), "rounding", FLOORS, top_k=top_k)
+
+
+def at(tap: str, token: int, size: float) -> dict[str, np.ndarray]:
+    change = np.zeros_like(TRUE[tap])
+    change[token:] = size
+    return {tap: change}
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_the_first_tap_and_token(tmp_path: Path, rounded: bool) -> None:
+    found = place(tmp_path, at("blk.0.layer_out", 17, 0.1) | at("blk.1.layer_out", 5, 0.3), rounded=rounded)
+    assert (found.tap, found.token) == ("blk.0.layer_out", 17)
+
+
+def test_rounding_is_not_placed(tmp_path: Path) -> None:
+    assert place(tmp_path, {}).tap is None
+
+
+def test_without_controls_the_floor_binds(tmp_path: Path) -> None:
+    base, cell = capture(tmp_path / "base", 1e-3), capture(tmp_path / "cell", 1e-1)
+    assert locate(base, cell, None, [], np.arange(N), "rounding", FLOORS).tap == "token_embd"
+
+
+def test_a_near_tie_explains_what_follows_at_its_token(tmp_path: Path) -> None:
+    TRUE["blk.0.moe_logits"][9, 2:4] = 8.0, 7.9999  # of token 9 the third and the fourth expert
+    swap = np.zeros_like(TRUE["blk.0.moe_logits"])
+    swap[9, 2:4] = -0.02, 0.02
+    other = np.zeros_like(TRUE["blk.0.layer_out"])
+    other[9] = 1.0
+    changes = {"blk.0.moe_logits": swap, "blk.0.layer_out": other}
+    found = place(tmp_path, changes, top_k=3)
+    assert found.tap is None and np.flatnonzero(found.flipped).tolist() == [9]
+    assert place(tmp_path, changes).tap == "blk.0.layer_out"  # nobody said that it routes
+    found = place(tmp_path, changes | at("blk.1.layer_out", 30, 1.0), top_k=3)
+    assert (found.tap, found.token) == ("blk.1.layer_out", 30)
+
+
+def test_routers_that_are_far_off_are_no_near_ties(tmp_path: Path) -> None:
+    wrong = np.zeros_like(TRUE["blk.0.moe_logits"])
+    wrong[12, 3] = 30.0
+    found = place(tmp_path, {"blk.0.moe_logits": wrong}, top_k=3)
+    assert (found.tap, found.token) == ("blk.0.moe_logits", 12)
