@@ -90,8 +90,8 @@ class RecordedNode:
     out: Value
     sources: tuple[Value | None, ...]  # by slot of `src`, None where one is empty; as they were before the node ran
     path: Path  # a batch of tokens, or a single one
-    row: int = 0  # the fixture's row of the evaluation's first token
-    n_tokens: int = 0  # of the evaluation
+    row: int = 0  # of the fixture: the first token of the node's graph
+    n_tokens: int = 0  # of its graph
     n_threads: int = 1  # that computed it
     evaluation: int = 0  # which one of the recording
     graph: int = 0  # which one of the evaluation: more than one where its tokens take several micro-batches

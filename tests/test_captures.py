@@ -64,6 +64,13 @@ def test_missing_rows_are_an_error_and_leave_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_that_never_came_can_be_filled(tmp_path: Path) -> None:
+    with CaptureWriter(tmp_path / "c", 4) as writer:
+        writer.write("logits", 1, np.ones((2, 3), np.float32))
+        writer.fill(np.nan)
+    assert np.isnan(Capture(tmp_path / "c").read("logits")).all(axis=1).tolist() == [True, False, False, True]
+
+
 def test_failure_inside_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), CaptureWriter(tmp_path / "c", 3) as writer:
         writer.write("logits", 0, np.ones((3, 2), np.float32))

@@ -46,7 +46,7 @@ WORKER = frozenset({
     "__init__", "errors", "taps", "captures",
     "engine", "engine.worker", "engine.session", "engine.capture", "engine.bindings", "engine.nodes", "engine.abi",
     "engine.quantize_jobs", "engine.recording",
-    "engine.exercise", "engine.kv_rounding",
+    "engine.exercise", "engine.player", "engine.kv_rounding",
 })  # fmt: skip
 WORKER_OUTSIDE = frozenset({"numpy", "llama_cpp"})
 

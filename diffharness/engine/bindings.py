@@ -278,7 +278,11 @@ _LOADING = (
         "the library is not for this processor and system, or not whole",
         "build llama.cpp on this machine",
     ),
-    (r"version `(?P<what>[\w.]+)' not found", "the library needs {what} of the system", "build llama.cpp on this machine"),
+    (
+        r"version `(?P<what>[\w.]+)' not found",
+        "the library needs {what} of the system",
+        "build llama.cpp on this machine",
+    ),
     (
         r"(?P<what>[\w.+-]+\.so[\w.]*): cannot open shared object file",
         "the library needs {what}, which is not here",

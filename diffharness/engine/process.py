@@ -84,7 +84,7 @@ class EngineCrash(EngineError):
 
     @property
     def is_unusable(self) -> bool:
-        """Whether it refused, or died before there was a model: then no settings change it, and no model is at fault."""
+        """Whether it refused, or died before there was a model: no settings change that."""
         return self.kind == "refused" or self.phase in ("start", "import")
 
     def as_dict(self) -> dict[str, Any]:

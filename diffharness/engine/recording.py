@@ -79,13 +79,15 @@ class NodeRecorder:
         self._flagged = False  # whether this build marks nodes that are to be computed
         self._first: tuple[str, int] | None = None
         self._index = self._graph = self._evaluation = self._row = self._n_tokens = 0
+        self._n_ubatch = 1
         self._open: dict[str, Any] | None = None
         self.on = False
         self.error: BaseException | None = None
 
-    def start(self, evaluation: int, row: int, n_tokens: int, on: bool) -> None:
-        """The next graph is of evaluation `evaluation`, whose tokens begin at `row`."""
+    def start(self, evaluation: int, row: int, n_tokens: int, n_ubatch: int, on: bool) -> None:
+        """The next graphs are of one evaluation, whose tokens begin at `row`; each takes `n_ubatch` of them."""
         self.on, self._evaluation, self._row, self._n_tokens = on, evaluation, row, n_tokens
+        self._n_ubatch = n_ubatch
         self._first, self._index, self._graph = None, 0, -1
 
     def callback(self, address: int, ask: bool, _: object) -> bool:
@@ -114,14 +116,15 @@ class NodeRecorder:
         return True
 
     def _node(self, address: int, tensor: GgmlTensor, op: str, index: int) -> dict[str, Any]:
+        before = self._graph * self._n_ubatch  # tokens of this evaluation in earlier graphs
         is_view, empty = op in _VIEWS, 0 in tensor.ne
         skipped = self._flagged and not tensor.flags & _COMPUTE
         return {
             "index": index,
             "graph": self._graph,
             "evaluation": self._evaluation,
-            "row": self._row,
-            "n_tokens": self._n_tokens,
+            "row": self._row + before,
+            "n_tokens": max(1, min(self._n_ubatch, self._n_tokens - before)),
             "name": tensor.name.decode("utf-8", "replace"),
             "op": self._ggml.library.ggml_op_desc(address).decode(),
             "params": list(tensor.op_params),
@@ -129,7 +132,7 @@ class NodeRecorder:
             "skipped": skipped,
             "sources": [
                 None if source is None else self._source(source, with_bytes=not (is_view or empty or skipped))
-                for source in tensor.src
+                for source in _sources(address, tensor, op)
             ],
             "address": tensor.data,
         }
@@ -188,6 +191,14 @@ class NodeRecorder:
         self._slots[self._at].clear()
 
 
+def _sources(address: int, tensor: GgmlTensor, op: str) -> list[int | None]:
+    """The addresses in `src`. Where rows are set in builds before 2026, the destination is not among them."""
+    found = list(tensor.src)
+    if op == "SET_ROWS" and found[2] is None:
+        found[2] = address  # before the node runs it holds what was there
+    return found
+
+
 def record(session: Session, job: Job) -> dict[str, Any]:
     """Evaluate `evaluations` in order, and answer each request with the next recorded nodes, at last with none.
 
@@ -205,7 +216,7 @@ def record(session: Session, job: Job) -> dict[str, Any]:
             if each["clear"]:
                 llama.llama_memory_clear(llama.llama_get_memory(context), True)
             for row, tokens in _pieces(each["tokens"], each["start"], llama.llama_n_batch(context)):
-                recorder.start(i, row, len(tokens), each["on"])
+                recorder.start(i, row, len(tokens), llama.llama_n_ubatch(context), each["on"])
                 _decode(session, context, tokens, row, recorder)
         recorder.flush()
         sys.stdin.readline()

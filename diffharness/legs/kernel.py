@@ -76,6 +76,7 @@ def judge(outcome: Outcome, floors: Floors, *, n_batch: int = 0, n_single: int =
         message=_message(first, failing, rows),
         evidence={
             **first.model_dump(),
+            "paths": sorted({row.path for row in failing if same_node(row, first)}),
             "failing": len(failing),
             "failing_ops": [row.model_dump() for row in leg.ops if row.failing],
         },

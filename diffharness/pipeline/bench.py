@@ -119,10 +119,15 @@ class Bench:
         if cell.is_repeat:
             self._repeat = Control.of(found[0].logits, self.n_tokens)
         worst = max(found, key=lambda one: (not one.judged.ok, one.logits.nmse))
-        if not worst.judged.ok and cell.feed.way in SHIFTING and not self._is_relative(settings):
+        judgeable = worst.judged.ok or worst.control is not None or row.floor == "same"
+        if not worst.judged.ok and judgeable and cell.feed.way in SHIFTING and not self._is_relative(settings):
             row.reason = "this model's values depend on absolute positions: no shift leaves them as they are"
             return Judged(row)
         fill(row, worst, self.runs.text)
+        if not judgeable:
+            row.status = "not judged"
+            row.reason = "there is no strict engine to tell rounding from a fault by"
+            return Judged(row)
         pair = as_pair(row.against, cell.label, worst.logits, worst.judged)
         pair.note = row.reason = self._further(worst)
         return Judged(row, pair, compared=worst)
@@ -135,11 +140,22 @@ class Bench:
         strict = None if strict_logits is None else compare_logits(strict_logits, other, rows)
         floor, control = cell.floor_for(windowed=self.windowed), self._repeat
         if floor != "same":
-            control = self._lossy(settings)
-            if control is None and strict is not None and strict_logits is not None:
-                own = compare_logits(strict_logits, reference, rows) if cell.against is not None else self.noise
-                control = None if own is None else Control.nearer(own, strict, self.n_tokens)
+            control = self._lossy(settings) or self._rounding(cell, reference, strict_logits, strict, rows)
         return Compared(logits, strict, control, judge_logits(logits, bound(floor, control, rows, self.floors)))
+
+    def _rounding(
+        self,
+        cell: Cell,
+        reference: Logits,
+        strict_logits: Logits | None,
+        strict: LogitComparison | None,
+        rows: NDArray[np.int64],
+    ) -> Control | None:
+        """How far base and cell are from the strict engine; of the whole text, where it was not fed like the cell."""
+        if strict is None or strict_logits is None or self.noise is None:
+            return None if self.noise is None else Control.of(self.noise, self.n_tokens)
+        own = self.noise if cell.against is None else compare_logits(strict_logits, reference, rows)
+        return Control.nearer(own, strict, self.n_tokens)
 
     def _is_relative(self, settings: EngineSettings) -> bool:
         """Whether the base gives the same values when all positions are further from 0, and so may be shifted."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from diffharness import verdict
 from diffharness.captures import Capture
-from diffharness.engine.runner import check_overrides
+from diffharness.engine.runner import EngineRun, check_overrides
 from diffharness.errors import InconclusiveError
 from diffharness.fixture import Fixture
 from diffharness.legs import graph as graph_leg
 from diffharness.legs.explain import Budget, LocalTrials, search
-from diffharness.legs.graph import PassResult
+from diffharness.legs.graph import GraphOutcome, PassResult
 from diffharness.pipeline import engine_runs, overrides, reference_runs
 from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.inputs import open_inputs
@@ -20,7 +21,7 @@ from diffharness.pipeline.request import RunRequest
 from diffharness.pipeline.subjects import artifact_subject, engine_subject, fixture_subject, machine_subject
 from diffharness.pipeline.timing import Timings
 from diffharness.pipeline.work import Work
-from diffharness.records import Finding, Legs, Subject
+from diffharness.records import Finding, GraphLeg, Legs, Subject
 from diffharness.records.explain import ExplainRecord, Explanation
 from diffharness.reference.hypotheses import Place
 from diffharness.reference.local import Chunk, LocalForward
@@ -121,8 +122,7 @@ def told(finding: Finding, explanation: Explanation) -> Finding:
 def explain(request: RunRequest, *, budget: int = BUDGET) -> ExplainRecord:
     """The graph leg alone, and what explains it where it fails.
 
-    Raises BadInputError for unfit inputs, EngineCrash where the engine dies over the fixture's text, and
-    InconclusiveError where it does not run in strict mode.
+    Raises BadInputError for unfit inputs, EngineCrash where the engine dies over the fixture's text.
     """
     check_overrides(request.overrides)
     timings = Timings()
@@ -136,38 +136,20 @@ def explain(request: RunRequest, *, budget: int = BUDGET) -> ExplainRecord:
 
 
 def _explained(work: Work, budget: int) -> ExplainRecord:
-    request, inputs, say = work.request, work.inputs, work.request.say
-    precision = Precision(request.dtype, request.device)
+    request, inputs = work.request, work.inputs
     Reference(inputs.artifact, dtype=request.dtype, device=request.device)  # refuses a device that is not there
     with engine_runs.strict_file(work) as path:
         engine = engine_runs.run_strict(work, path)
-    if engine.strict is None:
-        raise InconclusiveError(engine.reason or "the strict engine did not run")
-    strict, n_ubatch = engine.strict.open(), engine.strict.settings.n_ubatch
-    with work.timings.step("reference: graph"):
-        say("reference on the artifact, layer by layer on its own and on the engine's inputs")
-        runs = reference_runs.against_engine(
-            inputs.artifact, strict, inputs.fixture, work.floors, precision=precision, n_ubatch=n_ubatch
-        )
-    outcome = graph_leg.judge(
-        runs.definition, runs.conventions, engine_taps=engine.strict.taps, reference_taps=runs.taps
-    )
     findings = [*engine.findings, *overrides.check(request.overrides, inputs.artifact.kv_types)]
-    graph_findings = outcome.findings
-    explanation = None
-    if outcome.leg.status == "fail":
-        with work.timings.step("explain"):
-            say("searching for what would reproduce the engine")
-            explanation = of_runs(
-                inputs.artifact, strict, inputs.fixture, runs, work.floors,
-                precision=precision, n_ubatch=n_ubatch, budget=budget,
-            )  # fmt: skip
-        if explanation is not None:
-            graph_findings = [told(f, explanation) if f.kind == "engine.graph" else f for f in graph_findings]
-    findings += graph_findings
-    legs = Legs(graph=outcome.leg)
+    explanation: Explanation | None = None
+    if engine.strict is None:
+        outcome = GraphOutcome(GraphLeg(reason=engine.reason or "the strict engine did not run"), None, [])
+    else:
+        outcome, explanation = _graph(work, engine.strict, budget)
+    findings += outcome.findings
+    run = engine.strict
     return ExplainRecord(
-        verdict=verdict.decide(findings, legs, model=str(request.model), needs={"graph"}),
+        verdict=verdict.decide(findings, Legs(graph=outcome.leg), model=str(request.model), needs={"graph"}),
         first_divergence=outcome.first_divergence,
         explanation=explanation,
         graph=outcome.leg,
@@ -175,11 +157,35 @@ def _explained(work: Work, budget: int) -> ExplainRecord:
         subject=Subject(
             artifact=artifact_subject(request.model, inputs.artifact),
             fixture=fixture_subject(inputs.fixture),
-            engine=engine_subject(engine.strict.settings, engine.strict.info, request.overrides),
+            engine=engine_subject(run.settings if run else request.engine, run.info if run else {}, request.overrides),
             machine=machine_subject(),
         ),
         repro=request.repro,
     )
+
+
+def _graph(work: Work, run: EngineRun, budget: int) -> tuple[GraphOutcome, Explanation | None]:
+    """The graph leg of a strict run; where it fails, its findings and explanation."""
+    artifact, fixture, say = work.inputs.artifact, work.inputs.fixture, work.request.say
+    precision = Precision(work.request.dtype, work.request.device)
+    strict, n_ubatch = run.open(), run.settings.n_ubatch
+    with work.timings.step("reference: graph"):
+        say("reference on the artifact, layer by layer on its own and on the engine's inputs")
+        runs = reference_runs.against_engine(
+            artifact, strict, fixture, work.floors, precision=precision, n_ubatch=n_ubatch
+        )
+    outcome = graph_leg.judge(runs.definition, runs.conventions, engine_taps=run.taps, reference_taps=runs.taps)
+    if outcome.leg.status != "fail":
+        return outcome, None
+    with work.timings.step("explain"):
+        say("searching for what would reproduce the engine")
+        explanation = of_runs(
+            artifact, strict, fixture, runs, work.floors, precision=precision, n_ubatch=n_ubatch, budget=budget
+        )
+    if explanation is None:
+        return outcome, None
+    findings = [told(f, explanation) if f.kind == "engine.graph" else f for f in outcome.findings]
+    return replace(outcome, findings=findings), explanation
 
 
 def of_runs(

@@ -17,7 +17,7 @@ from diffharness.captures import Capture
 from diffharness.engine.exercising import delete
 from diffharness.engine.process import EngineCrash
 from diffharness.legs.compare import other_experts
-from diffharness.legs.settings import BoolArray, Control, FloorClass, as_pair, bound, judge_logits
+from diffharness.legs.settings import BoolArray, Bound, Control, FloorClass, as_pair, bound, judge_logits
 from diffharness.metrics import nmse_per_token
 from diffharness.pipeline.bench import Bench, Compared, Judged, fill, lossy_types, position
 from diffharness.pipeline.grids import Cell
@@ -44,15 +44,17 @@ def locate(
     cell: Capture,
     strict: Capture | None,
     rounded: Sequence[Capture],
+    logits: Bound,
     rows: NDArray[np.int64],
     floor: FloorClass,
     floors: Floors,
     *,
     top_k: int | None = None,
 ) -> Place:
-    """Compare the taps that all have, at fixture rows `rows`; `top_k` experts are used per token.
+    """Compare the taps that both have, at fixture rows `rows`; `top_k` experts are used per token.
 
-    `rounded` are controls of lossy caches, which take the strict engine's place.
+    `rounded` are controls of lossy caches, which take the strict engine's place. A tap without a control has the bound
+    of the `logits`, which gather the rounding of all taps before them.
     """
     flipped: BoolArray = np.zeros(base.n_tokens, dtype=np.bool_)
     for tap in base.taps:
@@ -60,7 +62,8 @@ def locate(
             continue
         error = _error(base, cell, tap, rows)
         control = _control(base, cell, strict, rounded, tap, rows)
-        above = ~(error <= bound(floor, control, rows, floors).tokens) & ~flipped[rows]
+        limit = logits if control is None else bound(floor, control, rows, floors)
+        above = ~(error <= limit.tokens) & ~flipped[rows]
         if above.any():
             return Place(tap, int(rows[np.flatnonzero(above)[0]]), flipped)
         if top_k is not None and split(tap)[1] == "moe_logits":
@@ -114,8 +117,8 @@ class Locator:
             return
         try:
             floor = cell.floor_for(windowed=bench.windowed)
-            rows = compared.logits.rows
-            found = locate(base, run.open(), strict, rounded, rows, floor, bench.floors, top_k=self._top_k)
+            rows, limit = compared.logits.rows, compared.judged.bound
+            found = locate(base, run.open(), strict, rounded, limit, rows, floor, bench.floors, top_k=self._top_k)
             self._write(judged, compared, found, rows)
         finally:
             delete(run)

@@ -36,7 +36,7 @@ def run_grid(
 ) -> GridOutcome:
     """Every cell against `base`, whose capture holds the logits of the whole fixture.
 
-    Without `strict`, or where it is a capture whose file is gone, cells are placed and context shifts judged by less.
+    Without `strict` cells that round otherwise are not judged; without its file, failing ones are placed less sharply.
     With `taps` every cell that differs at all is placed, not only those that fail. Raises OutputError.
     """
     artifact, fixture, request = work.inputs.artifact, work.inputs.fixture, work.request

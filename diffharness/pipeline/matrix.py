@@ -157,7 +157,7 @@ def _run(work: Work, request: MatrixRequest, cells: Sequence[Cell]) -> MatrixRec
             with work.timings.step("cells"):
                 outcome = run_grid(work, cells, base.run, strict, taps=request.taps)
             if why is not None:
-                instead = "floors alone bind" if strict is None else "the reference stands in for it"
+                instead = "what rounds otherwise is not judged" if strict is None else "the reference stands in for it"
                 reason = f"there is no strict engine to measure honest rounding by ({why}); {instead}"
     findings += outcome.findings
     leg = settings_leg.judge(outcome.pairs, reason=reason)

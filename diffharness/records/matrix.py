@@ -9,7 +9,7 @@ from pydantic import Field
 from diffharness.records.base import Number, Part, PlainDict, Record
 from diffharness.records.run import Finding, Leg, LogitStats, Subject, Verdict
 
-CellStatus = Literal["ok", "fail", "crash", "not run"]
+CellStatus = Literal["ok", "fail", "crash", "not run", "not judged"]
 
 
 class CellRow(Part):

@@ -30,6 +30,7 @@ from diffharness.weights.source import WeightSource
 
 _INTEGERS = frozenset({"I8", "I16", "I32", "I64"})
 _ON_DEVICE = "a device computed it, whose arithmetic no replay knows"
+_WAITING = 128 << 20  # bytes of rows that wait for their weight at most
 _PLAIN = frozenset({"F32", "F64"}) | _INTEGERS
 
 
@@ -123,12 +124,17 @@ def _sorted_out(
 def _stacked(nodes: Iterator[RecordedNode]) -> Iterator[list[RecordedNode]]:
     """Nodes to be replayed in one go: those that multiply rows by the same weight of the file, each other by itself."""
     waiting: dict[tuple[str, ...], list[RecordedNode]] = {}
+    n_bytes = 0
     for node in nodes:
         key = _stack_key(node)
         if key is None:
             yield [node]
         elif node.path == "single":
             waiting.setdefault(key, []).append(_kept(node))
+            n_bytes += sum(each.raw.size for each in (node.out, *node.sources) if each and each.raw is not None)
+            if n_bytes > _WAITING:
+                yield from waiting.values()
+                waiting, n_bytes = {}, 0
         else:
             yield [node, *waiting.pop(key, [])]
     yield from waiting.values()

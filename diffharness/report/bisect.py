@@ -7,6 +7,7 @@ from diffharness.report import _content
 from diffharness.report._format import NONE, decimals, percent, scientific
 from diffharness.report.document import Document, Section, Table
 
+_NUMBERS = ("logits NMSE", "mean KL", "top-1", "perplexity")
 _OUTCOMES = {"unchanged": "pass", "changed": "fail", "unclear": "inconclusive"}
 
 
@@ -21,9 +22,11 @@ def document(record: BisectRecord) -> Document:
         ("looked for", f"the first engine with which {what} change{'s' if record.on == 'verdict' else ''}{floor}"),
         ("engines", f"{len(record.engines)}, of which {len(record.steps)} were run"),
     ]
-    head = ("#", "engine", "state", "build", "verdict", "logits NMSE", "mean KL", "top-1", "perplexity")
     ordered = sorted(record.steps, key=lambda step: step.index)
-    sections = [Section(pairs=pairs), Section("Engines", tables=[Table("", head, [_row(s) for s in ordered])], words=5)]
+    judged = any(step.verdicts for step in ordered)
+    head = ("#", "engine", "state", "build", *(("verdict",) if judged else ()), *_NUMBERS)
+    table = Table("", head, [_row(step, judged) for step in ordered])
+    sections = [Section(pairs=pairs), Section("Engines", tables=[table], words=len(head) - len(_NUMBERS))]
     reasons = [f"{step.engine}: {step.reason}" for step in ordered if step.reason]
     if reasons:
         sections.append(Section(remarks=reasons))
@@ -37,7 +40,7 @@ def document(record: BisectRecord) -> Document:
     )
 
 
-def _row(step: StepRow) -> tuple[str, ...]:
+def _row(step: StepRow, judged: bool) -> tuple[str, ...]:
     build = " ".join(part for part in (step.version, step.commit) if part)
     logits = step.logits
     numbers = (
@@ -45,8 +48,8 @@ def _row(step: StepRow) -> tuple[str, ...]:
         if logits is None
         else (scientific(logits.nmse), scientific(logits.kl_mean), percent(logits.top1))
     )
-    verdict = step.verdicts[0] if step.verdicts else NONE
-    return (str(step.index), step.engine, step.state, build or NONE, verdict, *numbers, decimals(step.ppl))
+    verdict = (step.verdicts[0] if step.verdicts else NONE,) if judged else ()
+    return (str(step.index), step.engine, step.state, build or NONE, *verdict, *numbers, decimals(step.ppl))
 
 
 def line(step: StepRow) -> str:
@@ -54,7 +57,7 @@ def line(step: StepRow) -> str:
     parts = [f"{step.index}: {step.engine}", step.state]
     if step.verdicts:
         parts.append(", ".join(step.verdicts))
-    if step.logits is not None and step.state != "first":
+    if step.logits is not None and step.state == "same":
         parts.append(f"logits NMSE {scientific(step.logits.nmse)}")
     if step.reason:
         parts.append(step.reason)

@@ -19,7 +19,11 @@ def document(record: ExplainRecord) -> Document:
     if told is not None:
         sections += [_hypotheses(told)] if told.hypotheses else []
         sections += [_facts(told.facts)] if told.facts is not None else []
-    findings = [f"{f.kind or 'note'}: {f.message}" for f in record.findings if f.kind != "engine.graph"]
+    findings = [
+        f"{f.kind or 'note'}: {f.message}"
+        for f in record.findings
+        if f.message not in record.verdict.summary and f.kind != "engine.graph"
+    ]
     if findings:
         sections.append(Section("Findings", remarks=findings))
     commands = [("Next", record.verdict.next_step), ("Reproduce", record.repro)]
@@ -34,7 +38,8 @@ def document(record: ExplainRecord) -> Document:
 
 def _summary(record: ExplainRecord) -> str:
     if record.explanation is None:
-        return "There is nothing to explain: " + record.verdict.summary
+        nothing = "There is nothing to explain: " if record.verdict.primary == "agree" else ""
+        return nothing + record.verdict.summary
     answer = record.explanation.answer
     return answer[:1].upper() + answer[1:] + ("" if answer.endswith(".") else ".")
 

@@ -43,7 +43,9 @@ def report(record: RunRecord) -> RenderableType:
         parts += [Text(), table(by_layer, words=2, cell=_CELL)]
     of_engines, engine_notes = engines.table(record), engines.notes(record)
     if of_engines is not None:
-        parts += [Text(), table(of_engines, words=3, cell=_CELL), *([pairs(engine_notes)] if engine_notes else [])]
+        parts += [Text(), table(of_engines, words=2, cell=_CELL)]
+    if engine_notes:
+        parts += [Text(), pairs(engine_notes)]
     findings = _content.findings(record)
     if findings:
         parts += [Text(), Text("Findings", style="bold"), *(_item(line) for line in findings)]

@@ -16,10 +16,12 @@ from diffharness.weights.gguf_file import open_gguf
 from tests.e2e.conftest import Pair
 
 NATIVE = load_engine("native").changed(threads=1)
+# Not asked of every run of the suite, for time: they have tests of their own.
+BRIEF: dict[str, Any] = {"grid": None, "noise": False, "explain": False, "kernel_tokens": 16}
 
 
 def whole_run(pair: Pair, *, with_checkpoint: bool = False, **changes: Any) -> RunRecord:
-    """`diffharness run` on a pair, in this process."""
+    """`diffharness run` on a pair, in this process; without what `BRIEF` leaves out, unless `changes` ask for it."""
     request: dict[str, Any] = {
         "model": pair.gguf,
         "engine": NATIVE,
@@ -27,7 +29,7 @@ def whole_run(pair: Pair, *, with_checkpoint: bool = False, **changes: Any) -> R
         "fixture": str(pair.fixture),
         "checkpoint": pair.checkpoint if with_checkpoint else None,
     }
-    return run(RunRequest(**(request | changes)))
+    return run(RunRequest(**(request | BRIEF | changes)))
 
 
 def graph_only(pair: Pair, folder: Path) -> GraphRuns:

@@ -47,14 +47,19 @@ def late(token: int) -> Callable[[list[int]], list[int]]:
     return lambda ids: [token, *ids[:-1]]
 
 
-def permuted_pairs(name: str, value: Float32Array) -> Float32Array:
-    """As a converter for llama would store queries and keys: halves of each head turned into pairs."""
-    if "attn_q." not in name and "attn_k." not in name:
-        return value
-    size = HEAD_SIZE.get((len(value), value.shape[-1] if value.ndim > 1 else 0), 16)
-    return value.reshape(-1, 2, size // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
+def permuted_pairs(size_of: Callable[[int], int]) -> Callable[[str, Float32Array], Float32Array]:
+    """As a converter for llama stores queries and keys: the halves of each head as pairs, heads of a size by layer."""
+
+    def change(name: str, value: Float32Array) -> Float32Array:
+        if "attn_q." not in name and "attn_k." not in name:
+            return value
+        size = size_of(int(name.split(".")[1]))
+        return value.reshape(-1, 2, size // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
+
+    return change
 
 
+PERMUTED = "the rows of attn_q and attn_k were permuted to interleaved pairs once too often"
 SQUARE = {"granite.logit_scale": 1.0}
 PANGU = Wrong(arch="pangu-embedded", names=without("q_norm", "k_norm"), more=zero_biases)
 
@@ -167,8 +172,8 @@ FAULTS: list[tuple[str, Wrong, str]] = [
         Wrong(names=lambda name: None if name == "output.weight" else name),
         "the head were tied to the embedding",
     ),
-    ("qwen2", Wrong(values=permuted_pairs), "the rows of attn_q and attn_k were permuted to interleaved pairs once too often"),
-    ("gemma4", Wrong(values=permuted_pairs), "the rows of attn_q and attn_k were permuted to interleaved pairs once too often"),
+    ("qwen2", Wrong(values=permuted_pairs(lambda il: 16)), PERMUTED),
+    ("gemma4", Wrong(values=permuted_pairs(lambda il: 64 if il % 3 == 2 else 32)), PERMUTED),
     # tokens
     ("qwen3moe", Wrong(ids=late(1)), "token 1 stood before the tokens, every token one place late"),
     ("gemma2", Wrong(ids=late(2)), "token 2 stood before the tokens, every token one place late"),

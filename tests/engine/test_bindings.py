@@ -135,7 +135,10 @@ def test_bindings_that_are_too_old_are_refused(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (AttributeError("/x/libllama.so: undefined symbol: llama_version"), "has no llama_version, which these bindings call"),
+        (
+            AttributeError("/x/libllama.so: undefined symbol: llama_version"),
+            "has no llama_version, which these bindings call",
+        ),
         (ImportError("No module named 'typing_extensions'"), "has no typing_extensions"),
         (
             RuntimeError("/x/libllama.so: wrong ELF class: ELFCLASS32"),

@@ -15,6 +15,7 @@ from diffharness.engine.runner import Engine
 from diffharness.metrics import nmse
 from diffharness.settings import EngineSettings
 
+from .conftest import GEMMA, N_VOCAB, MakeGguf
 from .planted_cells import planted_cells
 
 SETTINGS = EngineSettings(threads=1, time_limit_s=120, type_k="F32", type_v="F32", flash_attn="off")
@@ -107,3 +108,15 @@ def test_the_model_is_loaded_once_for_cells_that_load_it_alike(text: Text, tmp_p
             assert cells._dialogue is not None
             pids.append(cells._dialogue._worker.process.pid)
     assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4]
+
+
+def test_what_a_window_has_let_go_is_said(make_gguf: MakeGguf, tmp_path: Path) -> None:
+    """A sliding-window cache of 256 cells, and a text that goes round in it: its middle cannot be decoded again."""
+    model = make_gguf("gemma3", **GEMMA)
+    ids = np.random.default_rng(1).integers(0, N_VOCAB, 600)
+    settings = SETTINGS.changed(n_ubatch=16, n_batch=16)
+    with Exerciser(Text(model, "gemma3", [ids])) as cells:
+        run = cells.run(settings, tmp_path / "c", feed=Feed(way="redecoded"))
+        assert run.capture is None and run.not_run is not None and "sliding-window cache" in run.not_run
+        assert cells.run(settings.changed(swa_full=True), tmp_path / "c", feed=Feed(way="redecoded")).not_run is None
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]

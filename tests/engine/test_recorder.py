@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffharness.engine import recording
+from diffharness.engine.bindings import GgmlTensor
 from diffharness.engine.process import EngineCrash
 from diffharness.engine.recorder import Evaluation, Recorder, one_by_one, schedule
 from diffharness.engine.runner import Engine
@@ -71,9 +73,10 @@ def test_order_names_and_rows(quick: EngineSettings, llama_gguf: Path, ids: list
 
 def test_micro_batches_are_graphs_of_their_own(quick: EngineSettings, llama_gguf: Path, ids: list[int]) -> None:
     settings = quick.changed(n_ubatch=8)
-    with recorder(settings, llama_gguf, [Evaluation(tuple(ids[:20]))]) as recorded:
-        graphs = Counter(node.graph for node in recorded)
-    assert sorted(graphs) == [0, 1, 2] and len(set(graphs.values())) == 1
+    with recorder(settings, llama_gguf, [Evaluation(tuple(ids[:17]))]) as recorded:
+        graphs = Counter((node.graph, node.row, node.n_tokens, node.path) for node in recorded)
+    assert sorted(graphs) == [(0, 0, 8, "batch"), (1, 8, 8, "batch"), (2, 16, 1, "single")]
+    assert len(set(graphs.values())) == 1
 
 
 def test_views_come_without_bytes(quick: EngineSettings, llama_gguf: Path, ids: list[int]) -> None:
@@ -150,3 +153,13 @@ def test_schedules() -> None:
     assert [each.tokens for each in one_by_one([5, 6])] == [(5,), (6,)] and one_by_one([5, 6])[0].clear
     with pytest.raises(FixtureError, match="at least 2"):
         schedule([1], 64)
+
+
+def test_the_destination_of_rows_that_are_set_is_always_a_source() -> None:
+    """Builds before 2026 leave it out of the node's sources."""
+    node = GgmlTensor()
+    node.src[0], node.src[1] = 16, 32
+    assert recording._sources(48, node, "SET_ROWS")[:4] == [16, 32, 48, None]
+    assert recording._sources(48, node, "ROPE")[:3] == [16, 32, None]
+    node.src[2] = 64
+    assert recording._sources(48, node, "SET_ROWS")[2] == 64

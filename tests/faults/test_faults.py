@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 Count = Callable[[str, str], None]
 
+WHOLE = {"grid": "small", "noise": True, "explain": True, "kernel_tokens": 64}
+
 
 def judged(fault: Fault, make_pair: MakePair) -> RunRecord:
     changes = dict(fault.settings)
@@ -24,7 +26,7 @@ def judged(fault: Fault, make_pair: MakePair) -> RunRecord:
         changes["lib_dir"] = faulty_build(fault.patch)
     overrides = (fault.override,) if fault.override else ()
     pair = make_pair(fault.case, fault.type)
-    return whole_run(pair, engine=NATIVE.changed(threads=2, **changes), overrides=overrides)
+    return whole_run(pair, engine=NATIVE.changed(threads=2, **changes), overrides=overrides, **WHOLE)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -50,14 +52,14 @@ def test_a_fault_is_named(fault: Fault, make_pair: MakePair, count: Count) -> No
 
 @pytest.mark.parametrize("cell", CLEAN, ids=lambda cell: cell.name)
 def test_a_clean_cell_is_not_accused(cell: Clean, make_pair: MakePair, count: Count) -> None:
-    record = whole_run(make_pair(cell.case, cell.type), engine=NATIVE.changed(**cell.settings))
+    record = whole_run(make_pair(cell.case, cell.type), engine=NATIVE.changed(**cell.settings), **WHOLE)
     count("clean", record.verdict.primary)
     assert record.verdict.primary == "agree", [finding.message for finding in record.findings]
 
 
 def test_the_source_as_it_is_agrees(make_pair: MakePair, count: Count) -> None:
     """What the faults are planted in has none."""
-    record = whole_run(make_pair("llama", "Q4_K"), engine=NATIVE.changed(threads=2, lib_dir=clean_build()))
+    record = whole_run(make_pair("llama", "Q4_K"), engine=NATIVE.changed(threads=2, lib_dir=clean_build()), **WHOLE)
     count("clean", record.verdict.primary)
     assert record.verdict.primary == "agree", [finding.message for finding in record.findings]
 

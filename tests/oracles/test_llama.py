@@ -91,7 +91,7 @@ class Without(Overlay):
 
     def __init__(self, base: object, lacks: Callable[[str], bool]) -> None:
         super().__init__(base)  # type: ignore[arg-type]
-        self._tensors = {name: info for name, info in self._tensors.items() if not lacks(name)}
+        self.tensors = {name: info for name, info in self.tensors.items() if not lacks(name)}
 
 
 @pytest.mark.parametrize(

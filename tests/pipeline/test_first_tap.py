@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffharness.captures import Capture, CaptureWriter
+from diffharness.legs.settings import Bound
 from diffharness.pipeline.first_tap import Place, locate
 
 N, WIDTH, EXPERTS = 40, 24, 6
@@ -23,11 +24,12 @@ TRUE = {
     "blk.1.layer_out": RANDOM.standard_normal((N, WIDTH)),
     "logits": RANDOM.standard_normal((N, 50)),
 }
+LOGITS = Bound(1e-2, np.full(N, 1e-2))
 TRUE["blk.0.moe_logits"][:, :3] += 8  # three experts are chosen, and by far
 
 
 def capture(path: Path, noise: float, changes: dict[str, np.ndarray] | None = None) -> Capture:
-    seed = np.random.default_rng(abs(hash(path.name)) % 1000)
+    seed = np.random.default_rng(len(path.name))
     with CaptureWriter(path, N) as writer:
         for tap, values in TRUE.items():
             found = values + noise * seed.standard_normal(values.shape)
@@ -39,7 +41,7 @@ def place(tmp_path: Path, changes: dict[str, np.ndarray], *, rounded: bool = Fal
     base, cell = capture(tmp_path / "base", 1e-3), capture(tmp_path / "cell", 1e-3, changes)
     strict = capture(tmp_path / "strict", 0.0)
     controls = [capture(tmp_path / "rounded", 1e-3)] if rounded else []
-    return locate(base, cell, strict, controls, np.arange(N), "rounding", FLOORS, top_k=top_k)
+    return locate(base, cell, strict, controls, LOGITS, np.arange(N), "rounding", FLOORS, top_k=top_k)
 
 
 def at(tap: str, token: int, size: float) -> dict[str, np.ndarray]:
@@ -58,13 +60,15 @@ def test_rounding_is_not_placed(tmp_path: Path) -> None:
     assert place(tmp_path, {}).tap is None
 
 
-def test_without_controls_the_floor_binds(tmp_path: Path) -> None:
-    base, cell = capture(tmp_path / "base", 1e-3), capture(tmp_path / "cell", 1e-1)
-    assert locate(base, cell, None, [], np.arange(N), "rounding", FLOORS).tap == "token_embd"
+def test_without_controls_the_bound_of_the_logits_binds(tmp_path: Path) -> None:
+    base, cell = capture(tmp_path / "base", 1e-3), capture(tmp_path / "cell", 3e-2, at("blk.0.layer_out", 11, 0.5))
+    found = locate(base, cell, None, [], LOGITS, np.arange(N), "rounding", FLOORS)
+    assert (found.tap, found.token) == ("blk.0.layer_out", 11)
 
 
-def test_a_near_tie_explains_what_follows_at_its_token(tmp_path: Path) -> None:
-    TRUE["blk.0.moe_logits"][9, 2:4] = 8.0, 7.9999  # of token 9 the third and the fourth expert
+def test_a_near_tie_explains_what_follows_at_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRUE, "blk.0.moe_logits", TRUE["blk.0.moe_logits"].copy())
+    TRUE["blk.0.moe_logits"][9] = 10, 9, 8, 7.99, 0, 0  # the third and the fourth expert nearly tie
     swap = np.zeros_like(TRUE["blk.0.moe_logits"])
     swap[9, 2:4] = -0.02, 0.02
     other = np.zeros_like(TRUE["blk.0.layer_out"])

@@ -103,7 +103,7 @@ def test_a_base_that_dies_is_replaced_by_the_nearest_survivor(
 
     def dies(self: Engine, model: Any, *arguments: Any, **named: Any) -> Any:
         if Path(model) == pair.gguf and self.settings.extra_bufts:
-            raise EngineCrash("the engine died of SIGILL", kind="signal", signal_name="SIGILL")
+            raise EngineCrash("the engine died of SIGILL", kind="signal", signal_name="SIGILL", phase="eval")
         return capture(self, model, *arguments, **named)
 
     monkeypatch.setattr(Engine, "capture", dies)
@@ -214,3 +214,25 @@ def test_models_of_absolute_positions_are_not_shifted(make_pair: MakePair, monke
     record = matrix(make_pair("llama"), cells=("context shift",))
     assert set(statuses(record).values()) == {"not run"}
     assert all("absolute positions" in (cell.reason or "") for cell in record.cells)
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_without_a_strict_engine(make_pair: MakePair, monkeypatch: pytest.MonkeyPatch, with_reference: bool) -> None:
+    """The reference stands in for it; without either, only what changes nothing of the arithmetic is judged."""
+    pair = make_pair("llama", "Q4_K")
+    capture = Engine.capture
+
+    def refuses_f32(self: Engine, model: Any, *arguments: Any, **named: Any) -> Any:
+        if Path(model) != pair.gguf:
+            raise EngineCrash("no", kind="refused")
+        return capture(self, model, *arguments, **named)
+
+    monkeypatch.setattr(Engine, "capture", refuses_f32)
+    if not with_reference:
+        monkeypatch.setattr("diffharness.pipeline.matrix._reference", lambda work: None)
+    record = matrix(pair, cells=("mmap", "n_ubatch 7", "context shift"))
+    shifts = ("context shift", "moved")
+    expected = "ok" if with_reference else "not judged"
+    assert statuses(record) == {"mmap off": "ok", "n_ubatch 7": expected} | dict.fromkeys(shifts, expected)
+    assert record.base.control == ("reference" if with_reference else "none")
+    assert record.verdict.primary == "agree" and record.leg.reason is not None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffharness.errors import EngineError
 from diffharness.recorded import RecordedNode, Value
+from diffharness.replay import driver
 from diffharness.replay.call import Call, NoReplay, Partial
 from diffharness.replay.driver import Outcome, arithmetic_type, replay
 from tests.replay.nodes import NoWeights, four, node, value, weight
@@ -137,6 +138,13 @@ def test_a_fault_in_one_of_the_joined_is_found_there(at: int) -> None:
 def test_single_tokens_without_a_batch_are_replayed_too() -> None:
     nodes = [replace(product_node(X[i : i + 1], path="single"), evaluation=i) for i in range(3)]
     assert len(run(nodes).replayed) == 3
+
+
+def test_only_so_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_WAITING", 150)  # bytes: three rows of 8 + 6 values are more
+    nodes = [replace(product_node(X[i : i + 1], path="single"), evaluation=i) for i in range(5)]
+    weights = Counting(w=W)
+    assert len(run(nodes, weights).replayed) == 5 and weights.n_reads == 2
 
 
 def test_values_are_kept_while_they_wait() -> None:

@@ -222,6 +222,25 @@ def test_other_honest_arithmetics_pass_and_wrong_ones_do_not() -> None:
     assert distance(other, replayed(altered(node, other)).numpy()[0, 0]).worst_row == 5
 
 
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16"])
+def test_terms_that_cancel(type_name: str) -> None:
+    """A product of one number that is 1e-5 of its terms: what is left of it is mostly rounding, which is granted."""
+    x = normal(1, 2048)
+    x[:, 0] = 2.0
+    row = normal(1, 2048)
+    held = rounded(torch.from_numpy(row), type_name).double()
+    exact = rounded(torch.from_numpy(x), type_name).double()
+    terms = float((held * exact).abs().sum())
+    held[0, 0] -= float((held * exact).sum()) / 2 - 1e-5 * terms
+    row = np.concatenate([held.float().numpy(), held.float().numpy()])
+    if type_name != "F32":  # whose rows cannot hold the entry that makes them cancel
+        row[:, 0] = 0
+    node = product(weight(row, type_name), x)
+    assert apart(node) <= FLOOR
+    for wrong in (node.out.array() + 1e-5 * terms, node.out.array() * np.nan):
+        assert not apart(altered(node, np.array(wrong, dtype=np.float32))) <= 1e3 * FLOOR
+
+
 # ── weights of the file ──────────────────────────────────────────────────────────────────────────
 
 
