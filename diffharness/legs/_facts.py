@@ -13,7 +13,8 @@ from diffharness.records import TapRow
 from diffharness.records.explain import Facts
 from diffharness.reference.hypotheses import Place, Scene
 from diffharness.reference.hypotheses._fit import ratio
-from diffharness.reference.hypotheses.rope import TURNED, measure
+from diffharness.reference.hypotheses.rope import TURNED
+from diffharness.reference.hypotheses.rope_fitted import measure
 from diffharness.reference.local import Chunk
 from diffharness.reference.steps import Steps
 from diffharness.taps import graph_order, layer_tap

@@ -26,6 +26,9 @@ _PARTIAL = 3  # hypotheses that repair the first tap only, and are tried togethe
 _DEPTH = 2  # hypotheses of one place that may be needed together
 NOISE = 1e-15  # NMSE below which two values are alike
 
+# What a hypothesis raises that makes no forward of a model or of some layer: shapes do not fit, a tensor is not there.
+UNFIT = (InconclusiveError, RuntimeError, KeyError)
+
 
 class Values(Protocol):
     """The engine's values by tap; a capture is one."""
@@ -199,8 +202,8 @@ class LocalTrials:
                 result = self.evaluate(changed, place, chunks)
             except BudgetSpentError:
                 break
-            except (InconclusiveError, RuntimeError, KeyError):
-                continue  # it makes no forward of this model: shapes do not fit, or a tensor is not there
+            except UNFIT:
+                continue
             self.budget.tried += 1
             row = next((row for row in result.rows if row.tap == first.tap), None)
             if row is not None:

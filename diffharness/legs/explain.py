@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from diffharness.layers import describe_layers
 from diffharness.legs._facts import facts_of
 from diffharness.legs._graph_pass import PassResult
-from diffharness.legs._trials import Budget, BudgetSpentError, LocalTrials, Trial, alike
+from diffharness.legs._trials import UNFIT, Budget, BudgetSpentError, LocalTrials, Trial, alike
 from diffharness.records.explain import Explanation, Fit, HypothesisRow
 from diffharness.reference.hypotheses import Place, only_at
 from diffharness.reference.local import Chunk
@@ -131,6 +131,8 @@ def _on(
             verified.append(_verify(trial, base, result, whole, trials, per_pass))
         except BudgetSpentError:
             break
+        except UNFIT:
+            continue
     order = {id(trial): i for i, trial in enumerate(candidates)}
     found = sorted(verified, key=lambda one: (*one.key, order[id(one.trial)]))
     if found and found[0].result.ok and found[0].places is None:

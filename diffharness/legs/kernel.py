@@ -18,6 +18,7 @@ from itertools import groupby
 
 from diffharness.legs.compare import logit_stats
 from diffharness.metrics import LogitComparison
+from diffharness.recorded import RecordedNode
 from diffharness.records import Finding, KernelLeg, NodeRow, OpRow, WithoutReplay
 from diffharness.replay.driver import Outcome, Replayed
 from diffharness.settings import Floors
@@ -96,12 +97,17 @@ def with_cures(found: KernelOutcome, outcomes: Mapping[str, str]) -> KernelOutco
     if not outcomes or not found.findings:
         return found
     finding = found.findings[0]
-    cures = [label for label, outcome in outcomes.items() if outcome == "cured"]
-    persists = [label for label, outcome in outcomes.items() if outcome == "persists"]
-    told = (
-        f"; right with {listed(cures, 6)}" if cures else f"; wrong also with {listed(persists, 6)}" if persists else ""
-    )
-    evidence = {**finding.evidence, "cures": cures, "persists": persists, "tried": dict(outcomes)}
+
+    def that(outcome: str) -> list[str]:
+        return [label for label, each in outcomes.items() if each == outcome]
+
+    cures, avoids, persists = that("cured"), that("absent"), that("persists")
+    told = "".join(
+        f"; {words} {listed(labels, 6)}"
+        for words, labels in (("right with", cures), ("not in the graph with", avoids))
+        if labels
+    ) or (f"; wrong also with {listed(persists, 6)}" if persists else "")
+    evidence = {**finding.evidence, "cures": cures, "avoids": avoids, "persists": persists, "tried": dict(outcomes)}
     better = finding.model_copy(update={"message": finding.message + told, "evidence": evidence})
     return replace(found, findings=[better, *found.findings[1:]])
 
@@ -134,7 +140,7 @@ def node_row(each: Replayed, floors: Floors) -> NodeRow:
         nmse=found.nmse,
         path=node.path,
         occurrence=node.occurrence,
-        layer=layer_of(each.weight, node.name, *(source.name for source in node.sources if source is not None)),
+        layer=layer_of(each.weight, node.name, *_inherited(node)),
         tensor=each.weight,
         shape=list(node.out.shape),
         worst_row=found.worst_row,
@@ -150,6 +156,11 @@ def node_row(each: Replayed, floors: Floors) -> NodeRow:
 def same_node(a: NodeRow, b: NodeRow) -> bool:
     """Whether two rows are of the same node of the graph, on whatever path."""
     return (a.node, a.op, a.occurrence) == (b.node, b.op, b.occurrence)
+
+
+def _inherited(node: RecordedNode) -> list[str]:
+    """Names that tell where a node belongs that has none of its own; ggml calls it by its number."""
+    return [source.name for source in node.sources if source is not None] if node.name.startswith("node_") else []
 
 
 def layer_of(*names: str | None) -> int | None:

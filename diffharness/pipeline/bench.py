@@ -128,7 +128,8 @@ class Bench:
             row.status = "not judged"
             row.reason = "there is no strict engine to tell rounding from a fault by"
             return Judged(row)
-        pair = as_pair(row.against, cell.label, worst.logits, worst.judged)
+        who = "base" if cell.against is None else f"base fed as `{row.against}`"
+        pair = as_pair(who, cell.label, worst.logits, worst.judged)
         pair.note = row.reason = self._further(worst)
         return Judged(row, pair, compared=worst)
 

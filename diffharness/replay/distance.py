@@ -35,8 +35,13 @@ class Distance:
     max_abs: float
 
 
-def distance(engine: Array, replayed: Array, defined: NDArray[np.bool_] | None = None) -> Distance:
-    """Of [..., ne0] values; those that are not `defined` are left out."""
+def distance(
+    engine: Array, replayed: Array, defined: NDArray[np.bool_] | None = None, quiet: float | None = None
+) -> Distance:
+    """Of [..., ne0] values; those that are not `defined` are left out.
+
+    `quiet` is the power of a row below which it counts as one that cancels, `quiet_power` of these rows if not given.
+    """
     if engine.shape != replayed.shape:
         raise ValueError(f"shapes differ: {engine.shape} and {replayed.shape}")
     if engine.size == 0:
@@ -48,12 +53,26 @@ def distance(engine: Array, replayed: Array, defined: NDArray[np.bool_] | None =
     for rows in _blocks(len(a), width):
         error[rows], power[rows], largest = _sums(a[rows], b[rows], None if keep is None else keep[rows])
         worst = max(worst, largest)
-    finite = power[np.isfinite(power)]
-    least = QUIET_SHARE * float(np.median(finite)) if finite.size else 0.0
+    least = _share(power) if quiet is None else quiet
     by_row = ratio(error, np.maximum(power, least))
     row = int(by_row.argmax())
-    total = float(ratio(error.sum(keepdims=True), power.sum(keepdims=True))[0])
+    total = float(ratio(error.sum(keepdims=True), np.maximum(power.sum(keepdims=True), least * len(power)))[0])
     return Distance(total, row, float(by_row[row]), worst)
+
+
+def quiet_power(replayed: Array) -> float:
+    """What `distance` takes as `quiet`, from more rows [..., ne0] than those that it is about.
+
+    A single token has one row, which for an output of one value, such as the gate of a shared expert, is a single
+    product of two vectors: by itself it cannot be told from one that cancels.
+    """
+    rows = replayed.reshape(-1, replayed.shape[-1]).astype(np.float64)
+    return _share(np.einsum("ij,ij->i", rows, rows))
+
+
+def _share(power: Float64Array) -> float:
+    finite = power[np.isfinite(power)]
+    return QUIET_SHARE * float(np.median(finite)) if finite.size else 0.0
 
 
 def _blocks(n_rows: int, width: int) -> Iterator[slice]:

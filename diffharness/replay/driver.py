@@ -23,7 +23,7 @@ from diffharness.recorded import RecordedNode, Value
 from diffharness.replay.activation_quant import rounded
 from diffharness.replay.call import Call, Held, Kernel, NoReplay, Partial
 from diffharness.replay.choices import CHOICES, chosen
-from diffharness.replay.distance import Distance, distance
+from diffharness.replay.distance import Distance, distance, quiet_power
 from diffharness.replay.kernels import KERNELS
 from diffharness.replay.views import misplaced
 from diffharness.weights.source import WeightSource
@@ -227,12 +227,13 @@ def _replay(
         outcome.leave_out(first, reason.message, len(nodes))
         return
     values, defined = _values(joined, result)
+    quiet = quiet_power(values) if len(nodes) > 1 else None
     at = 0
     for node in nodes:
         rows = slice(at, at + node.out.shape[2]) if len(nodes) > 1 else slice(None)
         at += node.out.shape[2]
         part = None if defined is None else defined[:, :, rows]
-        outcome.replayed.append(_measured(node, values[:, :, rows], part))
+        outcome.replayed.append(_measured(node, values[:, :, rows], part, quiet))
 
 
 def _values(node: RecordedNode, result: torch.Tensor | Partial | Held) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
@@ -250,13 +251,15 @@ def _values(node: RecordedNode, result: torch.Tensor | Partial | Held) -> tuple[
     return values.cpu().numpy(), result.defined.expand(result.values.shape).reshape(node.out.shape).numpy()
 
 
-def _measured(node: RecordedNode, values: NDArray[Any], defined: NDArray[np.bool_] | None) -> Replayed:
+def _measured(
+    node: RecordedNode, values: NDArray[Any], defined: NDArray[np.bool_] | None, quiet: float | None
+) -> Replayed:
     engine, note = node.out.array(), None
     if node.op in CHOICES:
         engine, values, note = chosen(node, engine, values)
     if values.dtype == np.float64 and engine.dtype != np.float64:
         values = values.astype(np.float32) if node.out.type == "F32" else values
-    found = distance(engine, values, defined)
+    found = distance(engine, values, defined, quiet)
     weight = next((source.name for source in node.sources if source is not None and source.is_weight), None)
     return Replayed(_light(node), arithmetic_type(node), weight, found, note)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffharness.errors import EngineError
 from diffharness.replay.activation_quant import rounded
-from diffharness.replay.call import Call, Held, Kernel
+from diffharness.replay.call import Call, Held, Kernel, Partial
 from diffharness.replay.elementwise import INTEGERS, repeated, values
 from diffharness.weights.dequant import BLOCKS
 
@@ -69,16 +69,22 @@ def _get_rows(call: Call) -> Tensor:
     return table[outer[:, None, None], inner[None, :, None], ids]
 
 
-def _set_rows(call: Call) -> Held:
+def _set_rows(call: Call) -> Held | Partial:
     """The destination (source 2) as it was, with row i of source 0 written to its row ids[.., i].
 
     The indices [1, c, b, n] repeat over the matrices of source 0. Only the rows that are written are rounded.
+    Until late 2025 the destination was no source; then only the written rows are known.
     """
-    rows, out = call.x(0), call.x(2)
+    rows, out = call.x(0), call.x(2) if call.has(2) else torch.zeros(call.node.out.shape)
     ids = repeated(call.ints(1)[0], rows.shape[:3])
     _within(call, ids, out.shape[2])
     outer, inner = (torch.arange(n) for n in rows.shape[:2])
-    out[outer[:, None, None], inner[None, :, None], ids] = rounded(rows, call.node.out.type)
+    written = (outer[:, None, None], inner[None, :, None], ids)
+    if not call.has(2):
+        defined = torch.zeros(out.shape, dtype=torch.bool)
+        out[written], defined[written] = rows, True
+        return Partial(out, defined)
+    out[written] = rounded(rows, call.node.out.type)
     return Held(out)
 
 

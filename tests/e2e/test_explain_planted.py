@@ -121,6 +121,11 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"attend": interleaved_groups}, "query head h read KV head h mod 2, and not h // 4"),
     ("qwen3", {"attend": seeing_all}, "queries saw the keys after them"),
     ("mistral", {"turn": partly_turned}, "only the first 16 components of a head turned"),
+    (
+        "gemma4",  # of all layers it would not even run: the global ones have frequency factors for every pair
+        {"rotary": lambda me, plain, il: replace(plain(il), n_rot=16) if me.sliding[il] else plain(il)},
+        "only the first 16 components of a head turned, of sliding layers",
+    ),
     ("qwen2", {"tables": moved}, "positions were one too many"),
     (
         "gemma3",

@@ -107,7 +107,7 @@ PATCHES: tuple[Patch, ...] = (
         cure="flash attention off",
     ),
     _kernel("rope-rotation", "ops.cpp", "static void rotate_pairs(", "- x1*sin", "- 1.01f*x1*sin", "qwen2", "ROPE"),
-    _kernel("swiglu-row", "ops.cpp", "ggml_vec_swiglu_f32(", "(nc,", "(nc - 1,", "llama", "SWIGLU"),
+    _kernel("swiglu-sources", "ops.cpp", "ggml_vec_swiglu_f32(", "src0_p, src1_p", "src1_p, src0_p", "llama", "SWIGLU"),
     _kernel(
         "get-rows",
         "ops.cpp",
@@ -168,7 +168,7 @@ PATCHES: tuple[Patch, ...] = (
         "ir < ir1",
         "ir < ir1 - (params->ith == 1)",
         "qwen2",
-        "ADD",
+        "MUL",
         cure="one thread",
     ),
 )

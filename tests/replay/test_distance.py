@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffharness import metrics
-from diffharness.replay.distance import QUIET_SHARE, distance
+from diffharness.replay.distance import QUIET_SHARE, distance, quiet_power
 
 RNG = np.random.default_rng(5)
 A = RNG.standard_normal((1, 2, 30, 40)).astype(np.float32)
@@ -43,6 +43,16 @@ def test_a_row_that_cancels_is_measured_by_the_usual_power() -> None:
     a, b = np.ones((10, 8), np.float32), np.ones((10, 8), np.float32)
     a[3], b[3] = 2e-6, 1e-6
     assert distance(a, b).worst_row_nmse == pytest.approx(1e-12 / QUIET_SHARE, rel=1e-3)
+
+
+def test_a_single_row_that_cancels_is_measured_by_the_power_of_others() -> None:
+    """The gate of a shared expert: one value, 1e-5 of what it usually is, off by its rounding."""
+    others = RNG.standard_normal((1, 1, 64, 1)).astype(np.float32)
+    a, b = np.full((1, 1, 1, 1), 1.1e-5, np.float32), np.full((1, 1, 1, 1), 1e-5, np.float32)
+    assert distance(a, b).nmse == pytest.approx(0.01, rel=1e-3)
+    found = distance(a, b, quiet=quiet_power(others))
+    assert found.nmse == found.worst_row_nmse < 1e-8
+    assert distance(a * 1e5, b * 1e5, quiet=quiet_power(others)).nmse == pytest.approx(0.01, rel=1e-3)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])

@@ -15,6 +15,7 @@ from diffharness.reference.hypotheses import (
     feed_forward,
     norms,
     rope,
+    rope_fitted,
     scaling,
     tensors,
     tokens,
@@ -26,6 +27,7 @@ __all__ = ["THEMES", "Hypothesis", "Place", "Scene", "altered", "only_at", "prop
 
 THEMES: dict[str, Propose] = {
     "rope": rope.propose,
+    "rope, measured": rope_fitted.propose,
     "attention": attention.propose,
     "norms": norms.propose,
     "feed-forward": feed_forward.propose,

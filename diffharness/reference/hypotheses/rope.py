@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from diffharness.reference import ops
-from diffharness.reference.hypotheses import _fit
 from diffharness.reference.hypotheses._altering import Alteration, Where, altered, with_rotary
 from diffharness.reference.hypotheses._scene import Hypothesis, Scene
 from diffharness.reference.model import State, Tap, Weights
@@ -20,7 +19,6 @@ from diffharness.reference.steps import Steps
 TURNED = frozenset({"attn_q_rope", "attn_k_rope"})
 BASES = (10_000.0, 100_000.0, 160_000.0, 500_000.0, 1_000_000.0, 5_000_000.0, 10_000_000.0, 150_000.0)
 _STANDS = 1e10  # a frequency factor from which on a pair does not turn
-_DISTINCT = 1e-4  # relative distance of frequencies that counts
 
 
 def propose(scene: Scene) -> Iterator[Hypothesis]:
@@ -32,7 +30,6 @@ def propose(scene: Scene) -> Iterator[Hypothesis]:
     yield from _factors(scene)
     yield from _scaling(scene)
     yield from _pairs(scene)
-    yield from _measured(scene)
 
 
 def _kinds(scene: Scene) -> Iterator[Hypothesis]:
@@ -58,7 +55,7 @@ def _kinds(scene: Scene) -> Iterator[Hypothesis]:
     )
 
 
-def _rotary(name: str, says: str, change: Callable[[Rotary], Rotary], where: Where, fitted: int = 0) -> Hypothesis:
+def rotating(name: str, says: str, change: Callable[[Rotary], Rotary], where: Where, fitted: int = 0) -> Hypothesis:
     return Hypothesis(f"rope.{name}", says, TURNED, with_rotary(change, where), fitted)
 
 
@@ -73,7 +70,7 @@ def _bases(scene: Scene) -> Iterator[Hypothesis]:
             if base != own:
                 that = f", that of {others[base]} layers" if base in others else ""
                 says = f"the rope base{scope} were {base:.10g}{that}"
-                yield _rotary("base", says, lambda r, b=base: replace(r, base=b), where)  # type: ignore[misc]
+                yield rotating("base", says, lambda r, b=base: replace(r, base=b), where)  # type: ignore[misc]
 
 
 # -- frequency factors --------------------------------------------------------------------------------
@@ -122,11 +119,11 @@ def _scaling(scene: Scene) -> Iterator[Hypothesis]:
     other = scene.other_kind()
     for scope, where in scene.scopes():
         for name, says, scaling in _other_scalings(own):
-            yield _rotary(name, says.format(scope=scope), lambda r, s=scaling: replace(r, scaling=s), where)  # type: ignore[misc]
+            yield rotating(name, says.format(scope=scope), lambda r, s=scaling: replace(r, scaling=s), where)  # type: ignore[misc]
         if other is not None and scene.model.rotary(other).scaling != own:
             kind, scaling = scene.model.layer_kind(other), scene.model.rotary(other).scaling
             says = f"the rope scaling{scope} were that of {kind} layers"
-            yield _rotary("scaling-of-others", says, lambda r, s=scaling: replace(r, scaling=s), where)  # type: ignore[misc]
+            yield rotating("scaling-of-others", says, lambda r, s=scaling: replace(r, scaling=s), where)  # type: ignore[misc]
 
 
 def _other_scalings(own: ops.RopeScaling) -> Iterator[tuple[str, str, ops.RopeScaling]]:
@@ -180,7 +177,7 @@ def _pairs(scene: Scene) -> Iterator[Hypothesis]:
     rotary = scene.model.rotary(scene.il)
     order = "half-split pairs (i, i + n/2)" if rotary.interleaved else "interleaved pairs (2i, 2i + 1)"
     says = f"queries and keys were turned in {order}"
-    yield _rotary("pairs", says, lambda r: replace(r, interleaved=not r.interleaved), lambda il: True)
+    yield rotating("pairs", says, lambda r: replace(r, interleaved=not r.interleaved), lambda il: True)
     heads = scene.heads.get("attn_q")
     size = 0 if heads is None else heads.shape[-1]
     for scope, where in scene.scopes():
@@ -190,13 +187,15 @@ def _pairs(scene: Scene) -> Iterator[Hypothesis]:
             if scene.model.rope_factors(scene.weights, scene.il) is not None and n_rot != rotary.n_rot:
                 continue
             says = "the whole head turned" if n_rot == size else f"only the first {n_rot} components of a head turned"
-            yield _rotary("n-rot", f"{says}{scope and ',' + scope}", lambda r, n=n_rot: replace(r, n_rot=n), where)  # type: ignore[misc]
-    yield Hypothesis("rope.backwards", "queries and keys were turned backwards", TURNED, _tables(lambda c, s: (c, -s)))
+            yield rotating("n-rot", f"{says}{scope and ',' + scope}", lambda r, n=n_rot: replace(r, n_rot=n), where)  # type: ignore[misc]
+    yield Hypothesis(
+        "rope.backwards", "queries and keys were turned backwards", TURNED, with_tables(lambda c, s: (c, -s))
+    )
     yield Hypothesis(
         "rope.absent",
         "queries and keys were not turned",
         TURNED,
-        _tables(lambda c, s: (torch.ones_like(c), torch.zeros_like(s))),
+        with_tables(lambda c, s: (torch.ones_like(c), torch.zeros_like(s))),
     )
     for name, what in (("attn_q", "queries"), ("attn_k", "keys")):
         yield Hypothesis(f"rope.{name}-absent", f"{what} were not turned", frozenset({f"{name}_rope"}), _unturned(name))
@@ -208,7 +207,7 @@ def _pairs(scene: Scene) -> Iterator[Hypothesis]:
         yield Hypothesis("rope.position", f"positions were {what}", TURNED, moved(offset))
 
 
-def _tables(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Alteration:
+def with_tables(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Alteration:
     return lambda model: altered(model, tables=lambda me, plain, *args: change(*plain(*args)))
 
 
@@ -240,67 +239,5 @@ def moved(offset: int) -> Alteration:
 
     def tables(me: Steps, plain: Callable[..., object], w: Weights, il: int, x: Tensor, state: State) -> object:
         return plain(w, il, x, replace(state, positions=state.positions + offset))
-
-    return lambda model: altered(model, tables=tables)
-
-
-# -- measured -----------------------------------------------------------------------------------------
-
-
-def measure(scene: Scene, name: str = "attn_q") -> tuple[_fit.Turning, Tensor] | None:
-    """How the engine turned `attn_q` or `attn_k`, and the angle of each pair at position 1 as it should be."""
-    heads, engine = scene.heads.get(name), scene.engine.get(f"{name}_rope")
-    if heads is None or engine is None or heads.shape[1] != len(engine) or len(engine) < 3:
-        return None
-    rotary = scene.model.rotary(scene.il)
-    turned = engine.reshape(heads.shape[1:])
-    pairs = [_fit.pairs_of(x, rotary.n_rot, interleaved=rotary.interleaved) for x in (turned, heads[0])]
-    state = State(torch.tensor([1], device=heads.device))
-    cos, sin = scene.model.tables(scene.weights, scene.il, heads.double(), state)
-    return _fit.turning(pairs[0], pairs[1]), torch.atan2(sin, cos)[0]
-
-
-def _measured(scene: Scene) -> Iterator[Hypothesis]:
-    """A base, a scale or factors that give the frequencies at which the engine turned the pairs."""
-    found = measure(scene)
-    if found is None or not found[0].coherent:
-        return
-    measured, expected = found
-    frequency, rotary = measured.frequency, scene.model.rotary(scene.il)
-    index = torch.arange(len(frequency), dtype=torch.float64, device=frequency.device)
-    turns = (expected > 1e-9) & (frequency > 1e-9)
-    if turns.sum() >= 2:
-        change = torch.log(frequency[turns] / expected[turns])
-        weight = frequency[turns].square()
-        at = index[turns] * 2 / rotary.n_rot
-        slope = float((weight * at * change).sum() / (weight * at * at).sum())
-        scale = float((weight * change).sum() / weight.sum())
-        base = _fit.nice(rotary.base * math.exp(-slope))
-        for scope, where in scene.scopes():
-            yield _rotary("base", f"the rope base{scope} were {base:.10g}", lambda r: replace(r, base=base), where, 1)
-            factor = _fit.nice(math.exp(-scale))
-            says = f"positions{scope} were divided by {factor:.6g} before they turn anything"
-            if abs(scale) > _DISTINCT:
-                yield _rotary("scale", says, _scaled(1 / factor), where, 1)
-    magnitude = float(measured.magnitude.mean())
-    if abs(magnitude - 1) > _DISTINCT:
-        says = f"turned queries and keys were multiplied by {_fit.nice(magnitude):.6g}"
-        yield Hypothesis("rope.magnitude", says, TURNED, _tables(lambda c, s: (c * magnitude, s * magnitude)), 1)
-    if bool(((frequency - expected).abs() > _DISTINCT * expected).any()):
-        share = ", ".join(f"{value:.3g}" for value in (frequency / expected.clamp_min(1e-30)).tolist()[:6])
-        says = f"each pair turned at a frequency of its own ({share}, ... of the model's)"
-        yield Hypothesis("rope.frequencies", says, TURNED, _turning_at(frequency, scene.model.layer_kind(scene.il)), 2)
-
-
-def _scaled(by: float) -> Callable[[Rotary], Rotary]:
-    return lambda r: replace(r, scaling=replace(r.scaling, freq_scale=r.scaling.freq_scale * by))
-
-
-def _turning_at(frequency: Tensor, kind: str) -> Alteration:
-    def tables(me: Steps, plain: Callable[..., object], w: Weights, il: int, x: Tensor, state: State) -> object:
-        if me.layer_kind(il) != kind:
-            return plain(w, il, x, state)
-        angles = state.positions.double()[:, None] * frequency
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
     return lambda model: altered(model, tables=tables)
