@@ -21,6 +21,7 @@ import shlex
 from collections.abc import Collection, Sequence
 
 from diffharness.records import LEG_NAMES, Finding, LegName, Legs, Verdict, VerdictKind
+from diffharness.words import listed
 
 PRIORITY: tuple[VerdictKind, ...] = (
     "artifact.file",
@@ -119,6 +120,11 @@ def _inconclusive(legs: Legs, findings: Sequence[Finding], model: str, needs: Co
 def _agreement(legs: Legs) -> str:
     passed = [name for name in LEG_NAMES if legs.get(name).status == "pass"]
     absent = [_QUESTION[name] for name in LEG_NAMES if legs.get(name).status == "not_run"]
+    if legs.kernel.status == "pass" and legs.kernel.without:
+        nodes = listed([f"{each.count} {each.op}" for each in legs.kernel.without], 6)
+        absent.append(f"nodes without a replay ({nodes} of {legs.kernel.nodes_total})")
+    if legs.settings.status == "pass" and legs.settings.reason:
+        absent.append(f"some settings ({legs.settings.reason})")
     text = f"everything that was compared agrees ({', '.join(passed)})"
     if legs.graph.conventions:
         text += f", the graph with ggml's conventions {', '.join(legs.graph.conventions)}"

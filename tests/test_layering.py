@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 LAYERS: dict[str, int] = {
     "__init__": 0, "errors": 0, "taps": 0, "records": 0, "layers": 0, "words": 0,
     "weights": 1, "fixture": 1, "tokenizer": 1, "token_difference": 1, "settings": 1,
-    "metrics": 1, "captures": 1, "recorded": 1, "machine": 1, "kld": 1, "paired": 1, "builds": 1, "bisection": 1,
+    "metrics": 1, "row_sums": 1, "captures": 1, "recorded": 1, "machine": 1, "kld": 1, "paired": 1, "builds": 1,
+    "bisection": 1,
     "reference": 2, "engine": 2, "replay": 2,
     "legs": 3, "report": 3, "verdict": 3, "forensics": 3, "damage": 3,
     "pipeline": 4,
@@ -45,7 +46,7 @@ UNREACHABLE: dict[str, frozenset[str]] = {
 WORKER = frozenset({
     "__init__", "errors", "taps", "captures",
     "engine", "engine.worker", "engine.session", "engine.capture", "engine.bindings", "engine.nodes", "engine.abi",
-    "engine.quantize_jobs", "engine.recording",
+    "engine.quantize_jobs", "engine.recording", "engine.decoding", "engine.loading",
     "engine.exercise", "engine.player", "engine.kv_rounding",
 })  # fmt: skip
 WORKER_OUTSIDE = frozenset({"numpy", "llama_cpp"})

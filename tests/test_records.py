@@ -111,7 +111,23 @@ def test_the_schema_can_be_exported() -> None:
     assert RunRecord.model_json_schema()["properties"]["schema"]["const"] == SCHEMA
 
 
-@pytest.mark.parametrize("name", ["run", "inspect", "grade", "restore", "recipe", "gate", "damage"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run",
+        "inspect",
+        "grade",
+        "restore",
+        "recipe",
+        "gate",
+        "damage",
+        "replay",
+        "matrix",
+        "explain",
+        "compare",
+        "bisect",
+    ],
+)
 def test_the_published_schema_is_the_one_in_force(name: str) -> None:
     """`docs/NAME.schema.json` is made from the models: `python -m diffharness.records NAME > docs/NAME.schema.json`."""
     published = Path(__file__).parents[1] / "docs" / f"{name}.schema.json"

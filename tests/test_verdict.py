@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffharness.records import Finding, GraphLeg, Legs, VerdictKind
+from diffharness.records import Finding, GraphLeg, KernelLeg, Legs, SettingsLeg, VerdictKind, WithoutReplay
 from diffharness.verdict import PRIORITY, decide, exit_code
 
 GUILTY = [kind for kind in PRIORITY if kind not in ("agree", "inconclusive")]
@@ -79,6 +79,14 @@ def test_agreement_names_what_was_not_compared() -> None:
         in verdict.summary
     )
     assert verdict.next_step == "diffharness run 'a b.gguf' --checkpoint DIR"
+
+
+def test_agreement_names_nodes_and_settings_that_were_not_compared() -> None:
+    kernel = KernelLeg(status="pass", nodes_total=90, without=[WithoutReplay(op="FOO", count=3, reason=None)])
+    settings = SettingsLeg(status="pass", reason="n_ubatch 7: the engine refused")
+    summary = judge(Legs(graph=GraphLeg(status="pass"), kernel=kernel, settings=settings), []).summary
+    assert "nodes without a replay (3 FOO of 90)" in summary
+    assert "some settings (n_ubatch 7: the engine refused)" in summary
 
 
 def test_agreement_names_the_conventions() -> None:

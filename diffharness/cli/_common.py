@@ -192,6 +192,15 @@ def present(
         print_document(document, result_console(json_file, markdown))
 
 
+def keep(out: Path | None, name: str, document: Document, record: Record) -> None:
+    """The record and the report as NAME.json and NAME.md in the folder `out`; nothing for None."""
+    from diffharness.report.document import to_markdown
+
+    if out is not None:
+        write_text(out / f"{name}.json", record.to_json())
+        write_text(out / f"{name}.md", to_markdown(document))
+
+
 def print_line(line: str, *targets: Path | None) -> None:
     """A result as one line, as scripts want it; what it quotes from a file is made harmless."""
     from diffharness.report._format import clean

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
-from diffharness.cli._common import ARGUMENTS, progress_console
+from diffharness.cli._common import ARGUMENTS, model_path, progress_console
 
 if TYPE_CHECKING:
     from diffharness.settings import EngineSettings
@@ -29,6 +29,22 @@ def embedded() -> Embedded:
 
     folder = data_dir("fixtures") / "tiny-gemma4"
     return Embedded(folder / "tiny-gemma4-Q4_K_M.gguf", folder / "checkpoint", str(folder / "heldout.json"))
+
+
+class Inputs(NamedTuple):
+    """What a command was given to run on."""
+
+    model: Path
+    checkpoint: Path | None
+    fixture: str | None
+
+
+def inputs(model: str | None, fixture: str | None, checkpoint: Path | None = None) -> Inputs:
+    """The files behind the arguments; without MODEL the embedded model, and what is not named comes with it."""
+    if model is not None:
+        return Inputs(model_path(model), checkpoint, fixture)
+    own = embedded()
+    return Inputs(own.model, checkpoint or own.checkpoint, fixture or own.fixture)
 
 
 def engine_settings(engine: str | None, threads: int | None) -> EngineSettings:

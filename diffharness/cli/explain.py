@@ -21,13 +21,12 @@ from diffharness.cli._common import (
     ThreadsOption,
     TokensOption,
     VerboseOption,
+    keep,
     make_folder,
-    model_path,
     present,
     require_writable,
-    write_text,
 )
-from diffharness.cli._request import command_line, embedded, engine_settings, progress_lines
+from diffharness.cli._request import command_line, engine_settings, inputs, progress_lines
 
 
 def explain(
@@ -62,39 +61,34 @@ def explain(
     Exit code: 0 nothing to explain; 1 the engine differs; 2 unfit input; 125 inconclusive.
     """
     require_writable(json_file, markdown)
-    if model is None:
-        own = embedded()
-        model_file, fixture = own.model, fixture or own.fixture
-    else:
-        model_file = model_path(model)
-    folder = make_folder(out) if out is not None else None
+    given = inputs(model, fixture)
+    if out is not None:
+        make_folder(out)
 
     from diffharness.pipeline.explaining import BUDGET
     from diffharness.pipeline.explaining import explain as explain_model
     from diffharness.pipeline.request import RunRequest
-    from diffharness.report.document import to_markdown
     from diffharness.report.explain import document
     from diffharness.settings import load_tolerances
     from diffharness.verdict import exit_code
 
     record = explain_model(
         RunRequest(
-            model=model_file,
+            model=given.model,
             engine=engine_settings(engine, threads),
             tolerances=load_tolerances(config),
-            fixture=fixture,
+            fixture=given.fixture,
             n_tokens=tokens,
             overrides=tuple(override_kv or ()),
             device=device,
             dtype=dtype,
-            out=folder,
+            out=out,
             repro=command_line(ctx),
             say=progress_lines(quiet),
         ),
         budget=budget if budget is not None else BUDGET,
     )
-    if folder is not None:
-        write_text(folder / "explain.json", record.to_json())
-        write_text(folder / "explain.md", to_markdown(document(record)))
-    present(document(record), record, json_file, markdown)
+    shown = document(record)
+    keep(out, "explain", shown, record)
+    present(shown, record, json_file, markdown)
     raise typer.Exit(exit_code(record.verdict, record.findings))

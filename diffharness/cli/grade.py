@@ -21,11 +21,11 @@ from diffharness.cli._common import (
     ThreadsOption,
     TokensOption,
     VerboseOption,
+    keep,
     make_folder,
     model_path,
     present,
     require_writable,
-    write_text,
 )
 from diffharness.cli._request import command_line, engine_settings, progress_lines
 
@@ -86,7 +86,6 @@ def grade(
     from diffharness.pipeline.grade_inputs import GradeRequest
     from diffharness.pipeline.grading import grade as grade_all
     from diffharness.pipeline.grading import has_errors, is_beyond
-    from diffharness.report.document import to_markdown
     from diffharness.report.grade import document
     from diffharness.settings import load_tolerances
 
@@ -113,8 +112,6 @@ def grade(
         )
     )
     shown = document(record, full=full)
-    if out is not None:
-        write_text(out / "grade.json", record.to_json())
-        write_text(out / "grade.md", to_markdown(shown))
+    keep(out, "grade", shown, record)
     present(shown, record, json_file, markdown)
     raise typer.Exit(2 if has_errors(record) else 1 if is_beyond(record) else 0)

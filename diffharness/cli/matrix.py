@@ -21,13 +21,12 @@ from diffharness.cli._common import (
     ThreadsOption,
     TokensOption,
     VerboseOption,
+    keep,
     make_folder,
-    model_path,
     present,
     require_writable,
-    write_text,
 )
-from diffharness.cli._request import command_line, embedded, engine_settings, progress_lines
+from diffharness.cli._request import command_line, engine_settings, inputs, progress_lines
 
 
 def matrix(
@@ -71,17 +70,16 @@ def matrix(
 
     from diffharness import verdict
     from diffharness.pipeline.matrix import MatrixRequest, run_matrix
-    from diffharness.report.document import to_markdown
     from diffharness.report.matrix import document
     from diffharness.settings import load_tolerances
 
-    own = embedded()
+    given = inputs(model, fixture)
     record = run_matrix(
         MatrixRequest(
-            model=model_path(model) if model is not None else own.model,
+            model=given.model,
             engine=engine_settings(engine, threads),
             tolerances=load_tolerances(config),
-            fixture=fixture if fixture is not None or model is not None else own.fixture,
+            fixture=given.fixture,
             n_tokens=tokens,
             overrides=tuple(override_kv or ()),
             device=device,
@@ -95,8 +93,6 @@ def matrix(
         )
     )
     shown = document(record)
-    if out is not None:
-        write_text(out / "matrix.json", record.to_json())
-        write_text(out / "matrix.md", to_markdown(shown))
+    keep(out, "matrix", shown, record)
     present(shown, record, json_file, markdown)
     raise typer.Exit(verdict.exit_code(record.verdict, record.findings))

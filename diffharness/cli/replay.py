@@ -18,11 +18,10 @@ from diffharness.cli._common import (
     QuietOption,
     ThreadsOption,
     VerboseOption,
-    model_path,
     present,
     require_writable,
 )
-from diffharness.cli._request import command_line, embedded, engine_settings, progress_lines
+from diffharness.cli._request import command_line, engine_settings, inputs, progress_lines
 
 BatchOption = Annotated[
     int, typer.Option("--tokens", metavar="N", min=2, help="Tokens of the fixture that are evaluated together.")
@@ -58,11 +57,7 @@ def replay(
     Exit code: 0 agree; 1 a kernel is wrong, or the engine died; 2 unfit input; 125 nothing was compared.
     """
     require_writable(json_file, markdown)
-    if model is None:
-        own = embedded()
-        model_file, fixture = own.model, fixture or own.fixture
-    else:
-        model_file = model_path(model)
+    given = inputs(model, fixture)
 
     from diffharness.pipeline.replaying import ReplayRequest, replay_model
     from diffharness.pipeline.request import RunRequest
@@ -73,10 +68,10 @@ def replay(
     record = replay_model(
         ReplayRequest(
             RunRequest(
-                model=model_file,
+                model=given.model,
                 engine=engine_settings(engine, threads),
                 tolerances=load_tolerances(config),
-                fixture=fixture,
+                fixture=given.fixture,
                 overrides=tuple(override_kv or ()),
                 device=device,
                 repro=command_line(ctx),

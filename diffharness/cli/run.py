@@ -27,14 +27,13 @@ from diffharness.cli._common import (
     VerboseOption,
     emit,
     make_folder,
-    model_path,
     print_line,
     printing,
     require_writable,
     result_console,
     write_text,
 )
-from diffharness.cli._request import command_line, embedded, engine_settings, progress_lines
+from diffharness.cli._request import command_line, engine_settings, inputs, progress_lines
 from diffharness.errors import ArtifactFileError
 
 if TYPE_CHECKING:
@@ -80,11 +79,7 @@ def run(
     Exit code: 0 agree; 1 a verdict against engine, artifact or tokens; 2 unfit input; 125 inconclusive.
     """
     require_writable(json_file, markdown)
-    if model is None:
-        own = embedded()
-        model_file, checkpoint, fixture = own.model, checkpoint or own.checkpoint, fixture or own.fixture
-    else:
-        model_file = model_path(model)
+    given = inputs(model, fixture, checkpoint)
 
     from diffharness.pipeline import RunRequest
     from diffharness.pipeline import run as run_all
@@ -96,12 +91,12 @@ def run(
     with _folder(out):
         record = run_all(
             RunRequest(
-                model=model_file,
+                model=given.model,
                 engine=first,
                 others=tuple(others),
                 tolerances=load_tolerances(config),
-                checkpoint=checkpoint,
-                fixture=fixture,
+                checkpoint=given.checkpoint,
+                fixture=given.fixture,
                 n_tokens=tokens,
                 overrides=tuple(override_kv or ()),
                 device=device,

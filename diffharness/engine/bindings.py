@@ -3,26 +3,19 @@
 The bindings declare llama.h; what is missing for reading graph nodes is added here: a ctypes mirror
 of `ggml_tensor` (ggml.h) and a few functions of libggml-base. Both are checked against the library
 before they are trusted, because an engine may be another build than the bindings were written for.
+Which library that is, `loading` finds out.
 Standard library, numpy and llama_cpp only.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
-import importlib.util
-import re
-import sys
-import types
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffharness.engine.abi import HINT, check_structures
 from diffharness.errors import EngineError
 
 MAX_DIMS = 4
@@ -30,7 +23,7 @@ MAX_SRC = 10
 MAX_OP_PARAMS = 64
 MAX_NAME = 64
 _OBJECT_SIZE = 32  # ggml_tensor_overhead() counts the allocator's ggml_object too
-_HINT = "use an engine whose llama-cpp-python and libraries belong together"
+HINT = "use an engine whose llama-cpp-python and libraries belong together"
 
 
 class GgmlTensor(ctypes.Structure):
@@ -112,7 +105,7 @@ class Ggml:
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, name, None)
             if function is None:
-                raise EngineError(f"{library._name} has no function {name}", hint=_HINT)
+                raise EngineError(f"{library._name} has no function {name}", hint=HINT)
             function.restype, function.argtypes = result, arguments
         self._ops: dict[int, str] = {}
         self._check_layout()
@@ -215,7 +208,7 @@ class Ggml:
         lib = self.library
         size = lib.ggml_tensor_overhead() - _OBJECT_SIZE
         if size != ctypes.sizeof(GgmlTensor):
-            raise EngineError(f"ggml_tensor takes {size} bytes here, {ctypes.sizeof(GgmlTensor)} expected", hint=_HINT)
+            raise EngineError(f"ggml_tensor takes {size} bytes here, {ctypes.sizeof(GgmlTensor)} expected", hint=HINT)
         context = lib.ggml_init(_InitParams(16 * lib.ggml_tensor_overhead(), None, True))
         try:
             a = lib.ggml_set_name(lib.ggml_new_tensor_2d(context, 0, 3, 5), b"probe-a")
@@ -225,116 +218,6 @@ class Ggml:
             found = (left.name, *left.ne, *left.nb, left.op, product.name, *product.ne, *product.src[:3])
             expected = (b"probe-a", 3, 5, 1, 1, 4, 12, 60, 60, 0, b"probe-c", 5, 7, 1, 1, a, b, None)
             if found != expected or self.node(c).op != "MUL_MAT" or self.type_name(product.type) != "F32":
-                raise EngineError("ggml_tensor's fields are not where they are expected", hint=_HINT)
+                raise EngineError("ggml_tensor's fields are not where they are expected", hint=HINT)
         finally:
             lib.ggml_free(context)
-
-
-def load_llama() -> Any:
-    """The module `llama_cpp.llama_cpp`, without the rest of its package (chat formats, servers, loggers).
-
-    Raises EngineError if there are no bindings, if the library cannot be loaded, or if its structures are not
-    those that the bindings declare.
-    """
-    if "llama_cpp" not in sys.modules:
-        spec = importlib.util.find_spec("llama_cpp")
-        if spec is None or spec.submodule_search_locations is None:
-            fix = f"{sys.executable} -m pip install llama-cpp-python"
-            raise EngineError(f"{sys.executable} has no llama_cpp", hint=fix)
-        bare = types.ModuleType("llama_cpp")
-        bare.__path__ = list(spec.submodule_search_locations)
-        sys.modules["llama_cpp"] = bare
-    try:
-        llama: Any = importlib.import_module("llama_cpp.llama_cpp")
-    except (ImportError, OSError, RuntimeError, AttributeError) as err:
-        raise _not_loaded(err) from err
-    missing = [name for name in _CALLED if not hasattr(llama, name)]
-    if missing:
-        raise EngineError(
-            f"the llama_cpp of {sys.executable} has no {missing[0]}",
-            hint="llama-cpp-python 0.3.8 is the oldest that fits",
-        )
-    check_structures(llama)
-    return llama
-
-
-# What the worker calls whatever its job; llama-cpp-python has all of it since 0.3.8.
-_CALLED = (
-    "llama_model_load_from_file", "llama_model_free", "llama_init_from_model", "llama_model_get_vocab",
-    "llama_vocab_n_tokens", "llama_model_meta_val_str", "llama_batch_init", "llama_decode", "llama_get_logits",
-)  # fmt: skip
-
-# What the loader's words mean: (pattern, meaning, hint).
-_LOADING = (
-    (
-        r"undefined symbol: (?P<what>\w+)",
-        "the library has no {what}, which these bindings call: it is another version",
-        HINT,
-    ),
-    (r"[Ss]ymbol not found: _?(?P<what>\w+)", "the library has no {what}, which these bindings call", HINT),
-    (r"No module named '(?P<what>[\w.]+)'", "{python} has no {what}", "{python} -m pip install {what}"),
-    (
-        r"wrong ELF class|invalid ELF header|file too short|incompatible architecture|not a mach-o",
-        "the library is not for this processor and system, or not whole",
-        "build llama.cpp on this machine",
-    ),
-    (
-        r"version `(?P<what>[\w.]+)' not found",
-        "the library needs {what} of the system",
-        "build llama.cpp on this machine",
-    ),
-    (
-        r"(?P<what>[\w.+-]+\.so[\w.]*): cannot open shared object file",
-        "the library needs {what}, which is not here",
-        "copy all of the build's libraries into its folder, or set LD_LIBRARY_PATH",
-    ),
-)
-
-
-def _not_loaded(err: BaseException) -> EngineError:
-    """The loader's error in words, with its own behind them."""
-    for pattern, meaning, hint in _LOADING:
-        found = re.search(pattern, str(err))
-        if found:
-            words = {"python": sys.executable, **found.groupdict()}
-            return EngineError(f"llama_cpp does not load: {meaning.format(**words)} ({err})", hint=hint.format(**words))
-    return EngineError(f"llama_cpp does not load: {err}", hint=_HINT)
-
-
-def loaded_libraries(stem: str) -> list[Path]:
-    """Files of this name that are mapped into this process (Linux; empty elsewhere)."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return []
-    paths = (line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "/" in line)
-    return [Path(path) for path in dict.fromkeys(paths) if Path(path).name.startswith(stem)]
-
-
-def load_ggml(llama: Any) -> Ggml:
-    """The libggml-base that libllama itself uses; a second copy would have its own state."""
-    beside = Path(llama._lib._name).parent
-    names = ("libggml-base.so.0", "libggml-base.0.dylib", "libggml-base.dylib")
-    return Ggml(_open(loaded_libraries("libggml-base") or [beside / name for name in names], "libggml-base"))
-
-
-def devices(llama: Any) -> list[str]:
-    """Names and descriptions of the devices that the engine sees."""
-    found = loaded_libraries("libggml.")
-    if not found:
-        return []
-    registry: Any = _open(found, "libggml")
-    registry.ggml_backend_dev_get.restype, registry.ggml_backend_dev_get.argtypes = _P, [_SIZE]
-    registry.ggml_backend_dev_count.restype = _SIZE
-    base: Any = _open(loaded_libraries("libggml-base"), "libggml-base")
-    for function in (base.ggml_backend_dev_name, base.ggml_backend_dev_description):
-        function.restype, function.argtypes = _STR, [_P]
-    handles = [registry.ggml_backend_dev_get(i) for i in range(registry.ggml_backend_dev_count())]
-    ask = (base.ggml_backend_dev_name, base.ggml_backend_dev_description)
-    return [": ".join(function(handle).decode() for function in ask) for handle in handles]
-
-
-def _open(paths: Iterable[Path], what: str) -> ctypes.CDLL:
-    for path in paths:
-        if path.exists():
-            return ctypes.CDLL(str(path))
-    raise EngineError(f"no {what} beside libllama", hint=_HINT)

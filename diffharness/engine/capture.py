@@ -16,6 +16,7 @@ from typing import Any
 
 from diffharness.captures import CaptureWriter
 from diffharness.engine.bindings import Ggml, Node
+from diffharness.engine.decoding import GraphCallback
 from diffharness.engine.nodes import NodeTable, is_wanted
 from diffharness.errors import EngineError
 
@@ -43,12 +44,11 @@ def read_heartbeat(fd: int) -> dict[str, Any]:
     return note if isinstance(note, dict) else {}
 
 
-class NodeReader:
+class NodeReader(GraphCallback):
     """The callback: matches nodes to taps and writes their values into a capture.
 
     `trace` stops at every node instead, so that the last note is the very node that was begun;
-    without it the note names the range of nodes that the scheduler computes in one go. An exception
-    cannot cross the C code above us: it is kept in `error`, and the caller raises it after the decode.
+    without it the note names the range of nodes that the scheduler computes in one go.
     """
 
     def __init__(
@@ -63,7 +63,6 @@ class NodeReader:
     ) -> None:
         self._ggml, self._table, self._writer, self._wanted = ggml, table, writer, wanted
         self._heartbeat, self._trace = heartbeat, trace
-        self.error: BaseException | None = None
         self.n_nodes = 0  # of the largest graph seen
         self._asked = 0  # nodes of the present graph
         self._row = self._rows = 0  # where the present graph's tokens start in the capture, and how many they are
@@ -73,16 +72,6 @@ class NodeReader:
     def start_chunk(self, row: int) -> None:
         """The next graph's tokens are rows `row`, `row` + 1, ... of the capture."""
         self._row, self._rows = row, 0
-
-    def callback(self, address: int, ask: bool, _: object) -> bool:
-        """What llama.cpp calls: in the first phase whether the node is wanted, in the second whether to go on."""
-        if self.error is not None:
-            return False
-        try:
-            return self._ask(address) if ask else self._done(address)
-        except BaseException as err:  # ctypes would print it and go on
-            self.error = err
-            return False
 
     def _ask(self, address: int) -> bool:
         node = self._ggml.node(address)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from diffharness.captures import CaptureWriter
 from diffharness.engine.capture import NodeReader
+from diffharness.engine.decoding import check_tokens
 from diffharness.engine.kv_rounding import CacheRounder
 from diffharness.engine.nodes import table_for
 from diffharness.engine.player import ImpossibleError, Player, Watch
 from diffharness.engine.session import Job, Session
-from diffharness.errors import DiffharnessError, FixtureError
+from diffharness.errors import DiffharnessError
 
 
 def serve_cells(session: Session, job: Job) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def serve_cells(session: Session, job: Job) -> dict[str, Any]:
 def perform(session: Session, model: Any, request: Job) -> dict[str, Any]:
     """One request, in a context of its own."""
     llama, chunks, out = session.llama, request["chunks"], request["out"]
-    _check_tokens(llama, model, chunks)
+    check_tokens(llama, model, chain.from_iterable(chunks))
     writer = CaptureWriter(out, sum(map(len, chunks)), request["meta"]) if out and not request["trace"] else None
     reader = rounder = None
     if request["trace"] or request["taps"]:
@@ -73,11 +74,3 @@ def perform(session: Session, model: Any, request: Job) -> dict[str, Any]:
         if writer:
             writer.discard()
     return {"taps": taps, "rows": rows, "n_nodes": reader.n_nodes if reader else 0, "eval_s": seconds}
-
-
-def _check_tokens(llama: Any, model: Any, chunks: Sequence[Sequence[int]]) -> None:
-    n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-    for chunk in chunks:
-        outside = [token for token in chunk if not 0 <= token < n_vocab]
-        if outside:
-            raise FixtureError(f"token {outside[0]} is outside of the engine's vocabulary of {n_vocab}")

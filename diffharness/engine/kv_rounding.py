@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.engine.bindings import Ggml, GgmlTensor
+from diffharness.engine.decoding import GraphCallback
 from diffharness.errors import EngineError
 
 F32 = NDArray[np.float32]
@@ -114,24 +115,20 @@ def _hadamard(n: int) -> F32:
 _HADAMARD = _hadamard(TURN)
 
 
-class CacheRounder:
+class CacheRounder(GraphCallback):
     """The evaluation callback: after rows went into `cache_k_l*` or `cache_v_l*`, they are rounded in place."""
 
     def __init__(self, ggml: Ggml, type_k: str, type_v: str) -> None:
         self._ggml, self._types = ggml, {"cache_k": type_k, "cache_v": type_v}
-        self.error: BaseException | None = None
 
-    def callback(self, address: int, ask: bool, _: object) -> bool:
-        if self.error is not None:
-            return False
-        try:
-            type_name = self._type_of(address)
-            if not ask and type_name is not None:
-                self._round(address, type_name)
-            return not ask or type_name is not None
-        except BaseException as err:  # ctypes would print it and go on
-            self.error = err
-            return False
+    def _ask(self, address: int) -> bool:
+        return self._type_of(address) is not None
+
+    def _done(self, address: int) -> bool:
+        type_name = self._type_of(address)
+        if type_name is not None:
+            self._round(address, type_name)
+        return True
 
     def _type_of(self, address: int) -> str | None:
         node = self._ggml.node(address)

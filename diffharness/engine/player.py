@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from diffharness.captures import CaptureWriter
 from diffharness.engine.capture import NodeReader
+from diffharness.engine.decoding import Entry, GraphCallback, decode, logits, n_vocab
 from diffharness.engine.kv_rounding import CacheRounder
 from diffharness.engine.session import Session
 from diffharness.errors import DiffharnessError, EngineError
@@ -25,16 +26,18 @@ class ImpossibleError(DiffharnessError):
     """This model's memory cannot do what a step asks for."""
 
 
-class Watch:
+class Watch(GraphCallback):
     """The evaluation callback: what rounds rows of the cache, and what reads nodes; either may be missing."""
 
     def __init__(self, reader: NodeReader | None, rounder: CacheRounder | None) -> None:
         self._reader, self._rounder = reader, rounder
         self._parts = [part for part in (rounder, reader) if part is not None]
 
-    def callback(self, address: int, ask: bool, data: object) -> bool:
-        answers = [part.callback(address, ask, data) for part in self._parts]
-        return any(answers) if ask else all(answers)
+    def _ask(self, address: int) -> bool:
+        return any([part.callback(address, True, None) for part in self._parts])  # each of them is asked
+
+    def _done(self, address: int) -> bool:
+        return all([part.callback(address, False, None) for part in self._parts])
 
     def start(self, row: int) -> None:
         """The next graph's tokens are rows `row`, `row` + 1, ... of the capture."""
@@ -42,10 +45,9 @@ class Watch:
             self._reader.start_chunk(row)
 
     def check(self) -> None:
-        """Raise what could not cross the C code."""
+        super().check()
         for part in self._parts:
-            if part.error is not None:
-                raise part.error
+            part.check()
 
 
 class Player:
@@ -55,7 +57,7 @@ class Player:
         self._llama, self._model, self._context, self._session = session.llama, model, context, session
         self._writer, self._watch = writer, watch
         self._memory = session.llama.llama_get_memory(context)
-        self._n_vocab = session.llama.llama_vocab_n_tokens(session.llama.llama_model_get_vocab(model))
+        self._n_vocab = n_vocab(session.llama, model)
         self._n_batch = session.llama.llama_n_batch(context)
         self._recorded: dict[str, NDArray[np.bool_]] = {}
         self._chunk: Sequence[int] = ()
@@ -64,8 +66,7 @@ class Player:
     def play(self, chunk: Sequence[int], row: int, script: Sequence[Sequence[Any]]) -> None:
         """One chunk, from an empty memory; its first token is row `row` of the capture."""
         self._chunk, self._row = chunk, row
-        if self._memory:  # a model without a cache has no memory
-            self._llama.llama_memory_clear(self._memory, True)
+        self._session.forget(self._context)
         for name, *arguments in script:
             _STEPS[name](self, *arguments)
 
@@ -95,38 +96,23 @@ class Player:
             self._call([(seq, first, min(first + self._n_batch, stop), offset, name)], outputs)
 
     def _call(self, parts: Sequence[tuple[int, int, int, int, str | None]], outputs: str) -> None:
-        llama = self._llama
-        n = sum(stop - start for _, start, stop, _, _ in parts)
-        batch = llama.llama_batch_init(n, 0, 1)
+        entries: list[Entry] = []
         targets: list[tuple[str | None, int]] = []  # of each row of the logits: the name and the row of the capture
         if len(parts) == 1:
             self._watch.start(self._row + parts[0][1])
-        try:
-            batch.n_tokens = n
-            i = 0
-            for seq, start, stop, offset, name in parts:
-                for at in range(start, stop):
-                    wanted = outputs == "all" or at == stop - 1
-                    batch.token[i], batch.pos[i] = self._chunk[at % len(self._chunk)], at + offset
-                    batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, seq, wanted
-                    i += 1
-                    if wanted:
-                        targets.append((name, self._row + at))
-            status = llama.llama_decode(self._context, batch)
-        finally:
-            llama.llama_batch_free(batch)
-        self._watch.check()
-        if status != 0:
-            raise EngineError(f"llama_decode gives {status} at token {self._row + parts[0][1]}")
+        for seq, start, stop, offset, name in parts:
+            for at in range(start, stop):
+                wanted = outputs == "all" or at == stop - 1
+                entries.append(Entry(self._chunk[at % len(self._chunk)], at + offset, seq, wanted))
+                if wanted:
+                    targets.append((name, self._row + at))
+        decode(self._llama, self._context, entries, self._row + parts[0][1], self._watch)
         self._record(targets)
 
     def _record(self, targets: Sequence[tuple[str | None, int]]) -> None:
-        logits = self._llama.llama_get_logits(self._context)
-        if not logits:
-            raise EngineError(f"no logits at token {targets[0][1]}")
+        values = logits(self._llama, self._context, (len(targets), self._n_vocab), targets[0][1])
         if self._writer is None:
             return
-        values = np.ctypeslib.as_array(logits, shape=(len(targets), self._n_vocab))
         first = 0
         for i in range(1, len(targets) + 1):  # runs of neighbouring rows are written at once
             name, row = targets[first]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import selectors
 import signal
 import subprocess
@@ -21,14 +20,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, Literal
+from types import MappingProxyType
+from typing import IO, Any
 
 import diffharness
 from diffharness.engine.capture import HEARTBEAT_SIZE, read_heartbeat
-from diffharness.errors import DiffharnessError, EngineError, FixtureError, OutputError
+from diffharness.engine.crash import START_S, Ended, EngineCrash, failure
 from diffharness.settings import EngineSettings
 
-CrashKind = Literal["signal", "abort", "exit", "hang", "oom", "refused"]
 Progress = Callable[[int, int], None]
 
 # A bare package whose __path__ is ours: the worker finds our modules and nothing else of our environment.
@@ -49,54 +48,10 @@ from diffharness.engine.worker import main
 main(events, heartbeat)
 """
 
+NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
+
 _LAST_WORDS = 400  # lines of standard error that are kept
 _LONGEST_LINE = 1 << 16  # bytes; what is longer comes as several lines
-_START_S = 120.0  # an interpreter that has not begun by then runs something else
-_PATH = re.compile(r"\S*/\S*")
-_NO_MEMORY = re.compile(r"failed to allocate|unable to allocate|out of memory|bad_alloc|cannot allocate memory", re.I)
-_NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '(?P<name>\w+)")
-_TELLING = re.compile(r"GGML_ASSERT|GGML_ABORT|error|failed|terminate called|what\(\)|refus|invalid", re.I)
-
-
-class EngineCrash(EngineError):
-    """The engine died or refused: how, where, and what it said last."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        kind: CrashKind,
-        hint: str | None = None,
-        signal_name: str | None = None,
-        exit_code: int | None = None,
-        last_words: Sequence[str] = (),
-        node: Mapping[str, Any] | None = None,
-        phase: str = "start",
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.kind = kind
-        self.signal_name = signal_name
-        self.engine_exit_code = exit_code
-        self.last_words = list(last_words)
-        # `node` and `op`; of a traced run also types and shapes, of another the `first` of the nodes that were begun
-        self.node = dict(node or {})
-        self.phase = phase
-
-    @property
-    def is_unusable(self) -> bool:
-        """Whether it refused, or died before there was a model: no settings change that."""
-        return self.kind == "refused" or self.phase in ("start", "import")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Evidence for a finding."""
-        return {
-            "kind": self.kind,
-            "signal": self.signal_name,
-            "exit_code": self.engine_exit_code,
-            "phase": self.phase,
-            "node": self.node or None,
-            "last_words": self.last_words[-12:],
-        }
 
 
 def run_job(
@@ -120,7 +75,7 @@ def run_job(
             del event["event"]
             return event, words
         note = read_heartbeat(heartbeat.fileno())
-    raise _failure(worker, event, words, note)
+    raise failure(worker.ended, event, words, note)
 
 
 class Dialogue:
@@ -130,13 +85,22 @@ class Dialogue:
     died, was stopped or was interrupted in a request is closed already.
     """
 
-    def __init__(self, settings: EngineSettings, job: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Starts the worker, which inherits `descriptors`. Raises EngineCrash."""
+    def __init__(
+        self,
+        settings: EngineSettings,
+        job: Mapping[str, Any],
+        descriptors: Sequence[int] = (),
+        environment: Mapping[str, str] = NOTHING_MORE,
+    ) -> None:
+        """Starts the worker, which inherits `descriptors`. Raises EngineCrash.
+
+        Of `environment` it gets the variables that this process does not have.
+        """
         self.closed = False
         with contextlib.ExitStack() as stack:
             self._heartbeat = stack.enter_context(tempfile.TemporaryFile())
             self._heartbeat.truncate(HEARTBEAT_SIZE)
-            self._worker = _Worker(settings, self._heartbeat.fileno(), descriptors)
+            self._worker = _Worker(settings, self._heartbeat.fileno(), descriptors, environment)
             stack.pop_all()
         self._worker.send(job)
 
@@ -153,7 +117,7 @@ class Dialogue:
         note = read_heartbeat(self._heartbeat.fileno())
         if event is None or event["event"] != "refused":
             self.close()
-        raise _failure(self._worker, event, self._worker.last_words(), note)
+        raise failure(self._worker.ended, event, self._worker.last_words(), note)
 
     def close(self) -> None:
         """Stop the worker and wait for it; may be called again."""
@@ -172,7 +136,13 @@ class Dialogue:
 class _Worker:
     """A running worker: its pipes, its deadline, and how it ended."""
 
-    def __init__(self, settings: EngineSettings, heartbeat_fd: int, descriptors: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        heartbeat_fd: int,
+        descriptors: Sequence[int] = (),
+        environment: Mapping[str, str] = NOTHING_MORE,
+    ) -> None:
         self.limit_s = settings.time_limit_s
         self.timed_out = False
         self._heartbeat_fd = heartbeat_fd
@@ -186,7 +156,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=_environment(settings),
+                env={**environment, **_environment(settings)},
                 pass_fds=(event_fd, heartbeat_fd, *descriptors),
                 start_new_session=True,
             )
@@ -231,7 +201,7 @@ class _Worker:
                     if ended:
                         return None
                     has_begun = has_begun or bool(read_heartbeat(self._heartbeat_fd))
-                    if not has_begun and time.monotonic() - began > _START_S:
+                    if not has_begun and time.monotonic() - began > START_S:
                         break
                     continue
                 chunk = self._events.read(1 << 16)
@@ -263,6 +233,11 @@ class _Worker:
 
     def last_words(self) -> list[str]:
         return list(self._words)
+
+    @property
+    def ended(self) -> Ended:
+        """How it came to its end, as far as it has."""
+        return Ended(self.python, self.limit_s, self.timed_out, self.process.returncode)
 
     def _wait(self, deadline: float) -> None:
         try:
@@ -302,104 +277,3 @@ def _environment(settings: EngineSettings) -> dict[str, str]:
         search = environment.get("LD_LIBRARY_PATH")
         environment["LD_LIBRARY_PATH"] = f"{folder}{os.pathsep}{search}" if search else folder
     return environment
-
-
-# Errors of the worker that are not the engine's fault.
-_PASSED_ON: Mapping[str, type[DiffharnessError]] = {kind.__name__: kind for kind in (OutputError, FixtureError)}
-
-
-def _failure(
-    worker: _Worker, event: Mapping[str, Any] | None, words: Sequence[str], note: dict[str, Any]
-) -> DiffharnessError:
-    """What to raise for a worker that reported an error, or ended without an event; `note` is its heartbeat's."""
-    phase, node = note.pop("phase", "start"), note
-    if event is not None:
-        return _reported(event, words, phase)
-    if phase == "start" and (worker.timed_out or worker.process.returncode >= 0):
-        return _not_begun(worker, words)
-    return _died(worker, words, node, phase)
-
-
-def _not_begun(worker: _Worker, words: Sequence[str]) -> EngineCrash:
-    """An interpreter that ended by itself, or never came to the worker's first step; no engine has run."""
-    said = next((line for line in reversed(words) if line.strip()), "")
-    found = _NO_MODULE.search(said)
-    if found:
-        what, hint = f"has no {found['name']}", f"{worker.python} -m pip install {found['name']}"
-    else:
-        limit_s, code = min(worker.limit_s, _START_S), worker.process.returncode
-        ends = f"has not begun after {limit_s:g} s" if worker.timed_out else f"ends with exit code {code}"
-        what = f"is no interpreter that can run the engine: it {ends}" + (f" and says {said!r}" if said else "")
-        hint = "give a Python 3.10 or newer with llama-cpp-python"
-    return EngineCrash(f"{worker.python} {what}", kind="refused", hint=hint, last_words=words[-12:])
-
-
-def _reported(event: Mapping[str, Any], words: Sequence[str], phase: str) -> DiffharnessError:
-    """The error that the worker lived to report."""
-    message, hint = str(event["message"]), event["hint"]
-    if event["kind"] in _PASSED_ON:
-        return _PASSED_ON[event["kind"]](message, hint=hint)
-    told = _telling(words)
-    no_memory = event["kind"] == MemoryError.__name__ or any(_NO_MEMORY.search(line) for line in words)
-    if phase in ("load", "eval") and told:
-        message = f"{message}: {told[0]}"
-    kind: CrashKind = "oom" if no_memory else "refused"
-    return EngineCrash(message, kind=kind, hint=hint, last_words=told or words[-5:], phase=phase)
-
-
-def _died(worker: _Worker, words: Sequence[str], node: Mapping[str, Any], phase: str) -> EngineCrash:
-    """What became of a worker that ended without an event."""
-    code = worker.process.returncode
-    signal_name = _signal_name(-code) if code < 0 and not worker.timed_out else None
-    kind: CrashKind
-    if worker.timed_out:
-        kind, what = "hang", f"the engine did not finish within {worker.limit_s:g} s"
-    elif any(_NO_MEMORY.search(line) for line in words[-20:]):
-        kind, what = "oom", "the engine ran out of memory"
-    elif code == -signal.SIGKILL:
-        kind, what = "oom", "the engine was killed from outside (SIGKILL), as the system does when memory runs out"
-    elif code == -signal.SIGABRT:
-        kind, what = "abort", "the engine aborted"
-    elif code < 0:
-        foreign = ", an instruction that this processor does not have," if signal_name == "SIGILL" else ""
-        kind, what = "signal", f"the engine died of {signal_name}{foreign}"
-    else:
-        kind, what = "exit", f"the engine ended with exit code {code} and without a result"
-    told = _telling(words)
-    message = what + (f" while {_DOING[phase]}" if phase in _DOING else "")
-    if node.get("node"):
-        first = node.get("first")
-        span = f" (between {first} and it)" if first and first != node["node"] else ""
-        message += f", last node begun: {node['node']} ({node['op']}){span}"
-    if told:
-        message += f"; it said: {told[-1]}"
-    return EngineCrash(
-        message,
-        kind=kind,
-        signal_name=signal_name,
-        exit_code=code if code >= 0 else None,
-        last_words=[line for line in words if line][-40:],
-        node=node if node.get("node") else None,
-        phase=phase,
-    )
-
-
-def _telling(words: Sequence[str]) -> list[str]:
-    """Lines that sound like a reason; what a path is called does not count."""
-    return [line for line in words if _TELLING.search(_PATH.sub("", line))]
-
-
-_DOING = {
-    "import": "loading its libraries",
-    "load": "loading the model",
-    "eval": "evaluating tokens",
-    "tokenize": "tokenizing",
-    "quantize": "quantizing",
-}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

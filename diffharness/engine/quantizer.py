@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffharness.engine.process import Dialogue, EngineCrash
+from diffharness.engine.crash import EngineCrash
+from diffharness.engine.process import Dialogue
 from diffharness.engine.runner import NEED_IMPORTANCE
 from diffharness.errors import OutputError
 from diffharness.settings import EngineSettings

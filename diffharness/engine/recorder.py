@@ -26,6 +26,10 @@ from diffharness.settings import EngineSettings
 
 _NOTHING: NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
 
+# The engine's threads sleep where they have nothing to do: spinning, they would take the cores from this process, which
+# works through the nodes meanwhile.
+_SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -91,7 +95,7 @@ class Recorder:
         }
         self._occurrences: Counter[tuple[int, int, str, str]] = Counter()
         try:
-            self._dialogue = Dialogue(settings, job, [slot.descriptor for slot in self._slots])
+            self._dialogue = Dialogue(settings, job, [slot.descriptor for slot in self._slots], _SLEEPING)
         except BaseException:
             self._close_slots()
             raise

@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.engine.bindings import GgmlTensor
+from diffharness.engine.decoding import Entry, GraphCallback, check_tokens, decode
 from diffharness.engine.session import Job, Session
-from diffharness.errors import EngineError, FixtureError
+from diffharness.errors import EngineError
 
 _WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 _COMPUTE = 16  # GGML_TENSOR_FLAG_COMPUTE; builds before 2026 mark no node
@@ -68,8 +69,8 @@ class _Slot:
             os.ftruncate(self._descriptor, 0)
 
 
-class NodeRecorder:
-    """The callback. Off, it lets the graph run in one go. An exception cannot cross C code: it is kept in `error`."""
+class NodeRecorder(GraphCallback):
+    """The callback. Off, it lets the graph run in one go."""
 
     def __init__(self, session: Session, slots: Sequence[int], tensors: Sequence[str], only: Sequence[str]) -> None:
         self._session, self._ggml, self._heartbeat = session, session.ggml, session.heartbeat
@@ -82,23 +83,12 @@ class NodeRecorder:
         self._n_ubatch = 1
         self._open: dict[str, Any] | None = None
         self.on = False
-        self.error: BaseException | None = None
 
     def start(self, evaluation: int, row: int, n_tokens: int, n_ubatch: int, on: bool) -> None:
         """The next graphs are of one evaluation, whose tokens begin at `row`; each takes `n_ubatch` of them."""
         self.on, self._evaluation, self._row, self._n_tokens = on, evaluation, row, n_tokens
         self._n_ubatch = n_ubatch
         self._first, self._index, self._graph = None, 0, -1
-
-    def callback(self, address: int, ask: bool, _: object) -> bool:
-        """What llama.cpp calls: before a node whether it is wanted, after it whether to go on."""
-        if self.error is not None:
-            return False
-        try:
-            return self._ask(address) if ask else self._done(address)
-        except BaseException as err:  # ctypes would print it and go on
-            self.error = err
-            return False
 
     def _ask(self, address: int) -> bool:
         tensor = GgmlTensor.from_address(address)
@@ -210,14 +200,15 @@ def record(session: Session, job: Job) -> dict[str, Any]:
     n_ctx = max(each["start"] + len(each["tokens"]) for each in evaluations)
     callback = llama.ggml_backend_sched_eval_callback(recorder.callback)
     with session.model(job) as model, session.context(job, model, n_ctx, callback) as context:
-        _check_tokens(session, model, evaluations)
+        check_tokens(llama, model, (token for each in evaluations for token in each["tokens"]))
         session.phase("eval")
         for i, each in enumerate(evaluations):
             if each["clear"]:
-                llama.llama_memory_clear(llama.llama_get_memory(context), True)
+                session.forget(context)
             for row, tokens in _pieces(each["tokens"], each["start"], llama.llama_n_batch(context)):
                 recorder.start(i, row, len(tokens), llama.llama_n_ubatch(context), each["on"])
-                _decode(session, context, tokens, row, recorder)
+                entries = [Entry(token, position) for position, token in enumerate(tokens, start=row)]
+                decode(llama, context, entries, row, recorder)
         recorder.flush()
         sys.stdin.readline()
         session.send("answer", slot=0, nodes=[])
@@ -227,29 +218,3 @@ def record(session: Session, job: Job) -> dict[str, Any]:
 def _pieces(tokens: Sequence[int], start: int, n_batch: int) -> Iterator[tuple[int, Sequence[int]]]:
     for first in range(0, len(tokens), n_batch):
         yield start + first, tokens[first : first + n_batch]
-
-
-def _check_tokens(session: Session, model: Any, evaluations: Sequence[Job]) -> None:
-    llama = session.llama
-    n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-    outside = [token for each in evaluations for token in each["tokens"] if not 0 <= token < n_vocab]
-    if outside:
-        raise FixtureError(f"token {outside[0]} is outside of the engine's vocabulary of {n_vocab}")
-
-
-def _decode(session: Session, context: Any, tokens: Sequence[int], start: int, recorder: NodeRecorder) -> None:
-    """One llama_decode, with logits asked for at every token."""
-    llama = session.llama
-    batch = llama.llama_batch_init(len(tokens), 0, 1)
-    try:
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i] = token, start + i
-            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, True
-        status = llama.llama_decode(context, batch)
-    finally:
-        llama.llama_batch_free(batch)
-    if recorder.error is not None:
-        raise recorder.error
-    if status != 0:
-        raise EngineError(f"llama_decode gives {status} at token {start}")

@@ -1,6 +1,6 @@
 """The engine: evaluate tokens, tokenize, quantize, each call in a worker process.
 
-A result is typed: an `EngineRun` with the capture's path, or an `EngineCrash` (process.py) that says
+A result is typed: an `EngineRun` with the capture's path, or an `EngineCrash` (crash.py) that says
 how the engine died.
 """
 
@@ -17,11 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.captures import Capture
-from diffharness.engine.process import EngineCrash, Progress, run_job
+from diffharness.engine.crash import EngineCrash
+from diffharness.engine.process import Progress, run_job
 from diffharness.errors import BadInputError, SettingsError
 from diffharness.settings import EngineSettings
 
 __all__ = ["Engine", "EngineCrash", "EngineRun", "Vocabulary", "check_overrides"]
+
+# What `Engine.capture` may be asked for. Any tap takes the callback; logits alone are captured without it.
+EVERY_TAP: None = None
+LOGITS_ONLY: Sequence[str] = ()
+RESIDUALS: Sequence[str] = ("token_embd", "blk.*.layer_out")  # enough to split the graph in every layer
 
 # What llama_model_quantize refuses to make of a layer's tensor without an importance matrix.
 NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from diffharness.engine.bindings import Ggml, load_ggml, load_llama
+from diffharness.engine.bindings import Ggml
 from diffharness.engine.capture import Heartbeat
+from diffharness.engine.loading import load_ggml, load_llama
 from diffharness.errors import EngineError
 
 Job = Mapping[str, Any]

@@ -16,17 +16,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from diffharness.captures import CaptureWriter
-from diffharness.engine.bindings import devices
 from diffharness.engine.capture import NodeReader
+from diffharness.engine.decoding import Entry, check_tokens, decode, logits, n_vocab
 from diffharness.engine.exercise import serve_cells
+from diffharness.engine.loading import devices
 from diffharness.engine.nodes import is_wanted, table_for
 from diffharness.engine.quantize_jobs import quantize_file, serve_quantizer
 from diffharness.engine.recording import record
 from diffharness.engine.session import Job, Session
-from diffharness.errors import DiffharnessError, EngineError, FixtureError
+from diffharness.errors import DiffharnessError, EngineError
 
 _VOCAB_NONE = 0  # LLAMA_VOCAB_TYPE_NONE
 
@@ -96,31 +95,14 @@ def _evaluate(
 ) -> None:
     """Decode one chunk in pieces of n_batch tokens, and store each piece's logits."""
     llama = session.llama
-    n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-    outside = [token for token in chunk if not 0 <= token < n_vocab]
-    if outside:
-        raise FixtureError(f"token {outside[0]} is outside of the engine's vocabulary of {n_vocab}")
+    check_tokens(llama, model, chunk)
     n_batch = llama.llama_n_batch(context)
-    batch = llama.llama_batch_init(min(n_batch, len(chunk)), 0, 1)
-    try:
-        for start in range(0, len(chunk), n_batch):
-            piece = chunk[start : start + n_batch]
-            batch.n_tokens = len(piece)
-            for i, token in enumerate(piece):
-                batch.token[i], batch.pos[i] = token, start + i
-                batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, True
-            status = llama.llama_decode(context, batch)
-            if reader.error is not None:
-                raise reader.error
-            if status != 0:
-                raise EngineError(f"llama_decode gives {status} at token {row + start}")
-            logits = llama.llama_get_logits(context)
-            if not logits:
-                raise EngineError(f"no logits at token {row + start}")
-            if writer is not None:
-                writer.write("logits", row + start, np.ctypeslib.as_array(logits, shape=(len(piece), n_vocab)))
-    finally:
-        llama.llama_batch_free(batch)
+    for start in range(0, len(chunk), n_batch):
+        entries = [Entry(token, at) for at, token in enumerate(chunk[start : start + n_batch], start=start)]
+        decode(llama, context, entries, row + start, reader)
+        values = logits(llama, context, (len(entries), n_vocab(llama, model)), row + start)
+        if writer is not None:
+            writer.write("logits", row + start, values)
 
 
 def _metadata(llama: Any, model: Any, key: str) -> str:

@@ -17,6 +17,7 @@ from diffharness.reference.hypotheses.rope import TURNED
 from diffharness.reference.hypotheses.rope_fitted import measure
 from diffharness.reference.local import Chunk
 from diffharness.reference.steps import Steps
+from diffharness.row_sums import QUIET_SHARE
 from diffharness.taps import graph_order, layer_tap
 
 _ENERGY = 0.99
@@ -32,7 +33,7 @@ def facts_of(trials: LocalTrials, model: Steps, place: Place, first: TapRow, chu
     floor = first.floor or 0.0
     rank, of = _rank(error)
     power = ours.square().sum(dim=1)
-    token_error = error.square().sum(dim=1) / power.clamp_min(0.01 * float(power.median()) + 1e-30)
+    token_error = error.square().sum(dim=1) / power.clamp_min(QUIET_SHARE * float(power.median()) + 1e-30)
     wrong = int((token_error > floor).sum())
     heads, n_heads = _heads(scene, error, ours, floor)
     ratios = {

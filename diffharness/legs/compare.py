@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from diffharness.errors import InconclusiveError
 from diffharness.metrics import LogitComparison, ratio
 from diffharness.records import LogitStats, TapRow, Unmatched
+from diffharness.row_sums import LARGEST, least_power, row_sums
 from diffharness.taps import graph_order, split
 from diffharness.words import listed
 
@@ -27,45 +28,7 @@ FloatArray = NDArray[np.floating[Any]]
 Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-# A token whose values nearly cancel has no scale of its own to measure an error against: the float
-# noise in it comes from operands of the usual size. Such tokens are measured against this share of
-# the median token's power.
-QUIET_SHARE = 1e-2
 _BLOCK_ELEMENTS = 1 << 18  # a difference that stays in the cache
-
-
-# Squares of float32 values between these stay normal numbers, and so do their sums.
-_SMALLEST, _LARGEST = 1e-30, 1e30
-
-
-@dataclass(frozen=True)
-class _RowSums:
-    error: FloatArray  # [rows], of (a - b)^2
-    power: FloatArray  # [rows], of b^2
-    dot: float
-    power_a: float
-    largest: float  # of |a - b|
-
-    @property
-    def in_range(self) -> bool:
-        """Whether the working precision held every square; false also where a value is not finite."""
-        lost = self.largest > 0 and not (self.error > 0).any()
-        return bool((self.power > _SMALLEST).all() and (self.power < _LARGEST).all()) and (
-            self.power_a < _LARGEST and self.largest**2 < _LARGEST and not lost
-        )
-
-
-def _row_sums(a: FloatArray, b: FloatArray) -> _RowSums:
-    """In the inputs' own precision: differences of near values are exact, and a sum's last digits do not matter."""
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        difference = a - b
-        return _RowSums(
-            error=np.einsum("ij,ij->i", difference, difference),
-            power=np.einsum("ij,ij->i", b, b),
-            dot=float(np.vdot(a, b)),
-            power_a=float(np.vdot(a, a)),
-            largest=max(float(difference.max(initial=0.0)), -float(difference.min(initial=0.0))),
-        )
 
 
 class _Sums:
@@ -84,13 +47,14 @@ class _Sums:
 
     def _add(self, start: int, a: FloatArray, b: FloatArray) -> None:
         rows = slice(start, start + len(a))
-        sums = _row_sums(a, b)
-        if not sums.in_range:
-            sums = _row_sums(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+        sums, power_a = row_sums(a, b), _dot(a, a)
+        if not (sums.in_range and power_a < LARGEST):
+            a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+            sums, power_a = row_sums(a, b), _dot(a, a)
         self.error[rows], self.power[rows] = sums.error, sums.power
-        self.dot += sums.dot
-        self.power_a += sums.power_a
-        self.max_abs = max(self.max_abs, sums.largest) if np.isfinite(sums.largest) else float("inf")
+        self.dot += _dot(a, b)
+        self.power_a += power_a
+        self.max_abs = max(self.max_abs, sums.largest)
         self.seen[rows] = True
 
     def nmse(self, keep: BoolArray | None = None) -> float:
@@ -104,9 +68,7 @@ class _Sums:
         result = np.zeros(len(self.seen))
         if self.seen.any():
             power = self.power[self.seen]
-            finite = power[np.isfinite(power)]
-            least = QUIET_SHARE * float(np.median(finite)) if finite.size else 0.0
-            result[self.seen] = ratio(self.error[self.seen], np.maximum(power, least))
+            result[self.seen] = ratio(self.error[self.seen], np.maximum(power, least_power(power)))
         return result
 
     def cosine(self) -> float:
@@ -116,6 +78,11 @@ class _Sums:
         if self.power_a == 0.0 or power_b == 0.0:
             return 1.0 if self.power_a == power_b else 0.0
         return float(np.clip(self.dot / np.sqrt(self.power_a) / np.sqrt(power_b), -1.0, 1.0))
+
+
+def _dot(a: FloatArray, b: FloatArray) -> float:
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        return float(np.vdot(a, b))
 
 
 @dataclass

@@ -14,7 +14,7 @@ Floors: `settings.<class>` for each `FloorClass`, with `_token` behind for singl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,7 +30,9 @@ CALLBACK = ("callback off", "callback on")
 # same: nothing changes the arithmetic. rounding: other order of sums, another kernel, other precision of some steps.
 FloorClass = Literal["same", "rounding"]
 
-USUAL = 95  # percentile of a control's tokens that any token may reach: two runs need not be off at the same ones
+# Percentile of a control's tokens that any token may reach, or their mean where few tokens make it: two runs need not
+# be off at the same ones.
+USUAL = 95
 
 Series = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -70,10 +72,15 @@ class Control:
 
 @dataclass(frozen=True)
 class Bound:
-    """What the NMSE of a pair may be at most: over all tokens, and at each compared one [k]."""
+    """What the NMSE of a pair may be at most: over all tokens, and at each compared one [k].
+
+    Up to `isolated` tokens may be at `outlier`: what honest runs do to a token that no rounding leaves as it is.
+    """
 
     nmse: float
     tokens: Series
+    isolated: int = 0
+    outlier: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,24 +100,44 @@ def bound(floor: FloorClass, control: Control | None, rows: NDArray[np.int64], f
     if control is None or not np.isfinite(control.nmse):
         return Bound(least, tokens)
     finite = control.tokens[np.isfinite(control.tokens)]
-    usual = float(np.percentile(finite, USUAL)) if finite.size else 0.0
+    usual = max(control.nmse, float(np.percentile(finite, USUAL))) if finite.size else 0.0
     here = control.tokens[rows]
     tokens += floors["settings.token_factor"] * np.where(np.isfinite(here), np.maximum(here, usual), usual)
-    return Bound(least + floors["settings.factor"] * control.nmse, tokens)
+    share, factor = floors.get("settings.isolated_share", 0.0), floors["settings.factor"]
+    isolated = max(1, int(share * rows.size)) if share > 0 else 0
+    return Bound(least + factor * control.nmse, tokens, isolated, factor * float(finite.max(initial=0.0)))
 
 
-def judge_logits(logits: LogitComparison, limit: Bound, *, leave_out: BoolArray | None = None) -> Judgement:
+def judge_logits(
+    logits: LogitComparison, limit: Bound, *, leave_out: BoolArray | None = None, passed_on: Series | None = None
+) -> Judgement:
     """Whether a comparison stays within its bound; `leave_out` [k] are tokens that something else explains.
 
-    With tokens left out the mean is over the others, of their own NMSE.
+    `passed_on` [k] is how far off others may be on their account, 0 for nothing. With tokens left out the mean is over
+    those that neither is true of, of their own NMSE.
     """
     keep = np.ones(logits.rows.size, dtype=np.bool_) if leave_out is None else ~leave_out
+    own = keep if passed_on is None else keep & (passed_on == 0)
+    if passed_on is not None:
+        limit = replace(limit, tokens=np.maximum(limit.tokens, passed_on))
     above = keep & ~(logits.nmse_series <= limit.tokens)
-    series = np.where(keep, logits.nmse_series, 0.0)
-    mean = logits.nmse if keep.all() else float(series.sum() / max(1, keep.sum()))
+    if above.sum() <= limit.isolated:
+        above &= ~(logits.nmse_series <= limit.outlier)
+    series = np.where(own, logits.nmse_series, 0.0)
+    mean = logits.nmse if own.all() else float(series.sum() / max(1, own.sum()))
     ok = not above.any() and mean <= limit.nmse
     first = None if ok else int(logits.rows[np.flatnonzero(above)[0] if above.any() else series.argmax()])
     return Judgement(ok, logits.rows[above], first, limit)
+
+
+def passed_on(error: Series, flipped: BoolArray, chunk_of: NDArray[np.int64]) -> Series:
+    """How far off a token [k] may be by attention to flipped ones before it in its chunk: as the worst of them."""
+    own = np.where(flipped & np.isfinite(error), error, 0.0)
+    found = np.zeros(own.size)
+    for chunk in np.unique(chunk_of):
+        at = np.flatnonzero(chunk_of == chunk)
+        found[at[1:]] = np.maximum.accumulate(own[at])[:-1]
+    return found
 
 
 def judge_pair(a: str, b: str, logits: LogitComparison, *, floor: float, first_tap: str | None = None) -> SettingsPair:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from diffharness.bisection import Found, bisect
 from diffharness.captures import Capture
-from diffharness.engine.runner import Engine, EngineCrash, EngineRun, check_overrides
+from diffharness.engine.runner import LOGITS_ONLY, Engine, EngineCrash, EngineRun, check_overrides
 from diffharness.errors import BadInputError, EngineError, InconclusiveError
 from diffharness.fixture import Fixture, save_fixture
 from diffharness.legs.compare import logit_stats
@@ -35,7 +35,6 @@ from diffharness.words import listed
 
 On = Literal["verdict", "numbers", "either"]
 FLOOR = "compare.nmse"
-_LOGITS_ONLY: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ class _Search:
     def _native(self, settings: EngineSettings, index: int) -> EngineRun:
         out = self._folder / ("first.safetensors" if index == 0 else "native.safetensors")
         return Engine(settings).capture(
-            self._request.model, self._fixture.chunks(), out, taps=_LOGITS_ONLY, overrides=self._request.overrides
+            self._request.model, self._fixture.chunks(), out, taps=LOGITS_ONLY, overrides=self._request.overrides
         )
 
     def _measure(self, step: StepRow, native: EngineRun, index: int) -> None:

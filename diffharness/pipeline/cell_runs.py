@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from diffharness.captures import Capture
 from diffharness.engine.exercising import LOGITS, CellRun, Exerciser, Text, delete
 from diffharness.engine.feeding import Feed
-from diffharness.engine.process import EngineCrash
+from diffharness.engine.runner import RESIDUALS, EngineCrash
 from diffharness.metrics import LogitComparison, compare_logits
 from diffharness.pipeline.grids import Cell
 from diffharness.pipeline.request import Say
@@ -26,7 +26,6 @@ from diffharness.settings import EngineSettings
 
 Logits = NDArray[np.float32]
 WHOLE = Feed()
-RESIDUALS = ("token_embd", "blk.*.layer_out")  # enough to split the graph in every layer
 
 # Ways of feeding that see another text than the whole one, so that only the same way on the strict engine compares.
 OTHER_TEXT = frozenset({"cut", "cut_and_shifted"})

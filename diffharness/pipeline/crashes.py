@@ -1,10 +1,16 @@
-"""An engine that died or refused, as a finding."""
+"""An engine that died or refused: as a finding, and as the reason why something did not run."""
 
 from __future__ import annotations
 
 from diffharness.engine.runner import EngineCrash
 from diffharness.engine.survive import Survival
 from diffharness.records import Finding
+
+
+def crash_reason(what: str, crash: EngineCrash) -> str:
+    """Why there is nothing of `what`, in one sentence."""
+    ended = "refused" if crash.kind == "refused" else "died"
+    return f"the engine {ended} ({what}): {crash.message}"
 
 
 def crash_finding(what: str, crash: EngineCrash, found: Survival | None = None) -> Finding:

@@ -25,7 +25,7 @@ from diffharness.pipeline import (
     reference_runs,
 )
 from diffharness.pipeline.artifact_side import ArtifactSide
-from diffharness.pipeline.cell_runs import Strict
+from diffharness.pipeline.cell_runs import WHOLE, Strict
 from diffharness.pipeline.engine_runs import EngineRuns
 from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.grid_run import run_grid
@@ -169,15 +169,19 @@ def _explained(
         return findings
     work.request.say("searching for what would reproduce the engine")
     with work.timings.step("explain"):
-        explanation = explaining.of_runs(
-            work.inputs.artifact,
-            engine.strict.open(),
-            work.inputs.fixture,
-            runs,
-            work.floors,
-            precision=precision,
-            n_ubatch=engine.strict.settings.n_ubatch,
-        )
+        try:
+            explanation = explaining.of_runs(
+                work.inputs.artifact,
+                engine.strict.open(),
+                work.inputs.fixture,
+                runs,
+                work.floors,
+                precision=precision,
+                n_ubatch=engine.strict.settings.n_ubatch,
+            )
+        except InconclusiveError as error:  # what is not explained is accused all the same
+            work.request.say(f"not explained: {error.message}")
+            return findings
     if explanation is None:
         return findings
     return [explaining.told(f, explanation) if f.kind == "engine.graph" else f for f in findings]
@@ -198,7 +202,14 @@ def _settings(work: Work, engine: EngineRuns) -> SettingsOutcome:
     with work.timings.step("settings"):
         strict = None if engine.strict is None else Strict(engine.strict.open().read("logits"))
         cells = run_grid(work, load_grid(work.request.grid), engine.native, strict)
-    judged = settings_leg.judge([*engine.pairs, *cells.pairs], reason=engine.reason)
+    # The leg passes without the cells that were not compared, and says why; the base's own setting is none of them.
+    unheard = [
+        f"{row.label}: {row.reason}"
+        for row in cells.rows
+        if row.status == "not judged" or (row.status == "not run" and (row.changes or row.feed != WHOLE.way))
+    ]
+    reason = "; ".join(part for part in (engine.reason, *unheard) if part) or None
+    judged = settings_leg.judge([*engine.pairs, *cells.pairs], reason=reason)
     return SettingsOutcome(judged.leg, judged.first_divergence, [*judged.findings, *cells.findings])
 
 

@@ -8,20 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffharness.engine.runner import Engine, EngineCrash, EngineRun
+from diffharness.engine.runner import EVERY_TAP, LOGITS_ONLY, RESIDUALS, Engine, EngineCrash, EngineRun
 from diffharness.engine.strict import strict_settings, write_strict
 from diffharness.engine.survive import survive
 from diffharness.legs import settings as settings_leg
 from diffharness.metrics import compare_logits
-from diffharness.pipeline.crashes import crash_finding
+from diffharness.pipeline.crashes import crash_finding, crash_reason
 from diffharness.pipeline.work import Work
 from diffharness.records import Finding, SettingsPair
 from diffharness.settings import EngineSettings
 
 log = logging.getLogger("diffharness")
-_EVERY_TAP: None = None
-_RESIDUALS = ("token_embd", "blk.*.layer_out")  # enough to split the graph in every layer
-_NO_CALLBACK: Sequence[str] = ()
 
 
 @dataclass
@@ -56,18 +53,18 @@ def strict_file(work: Work) -> Iterator[Path]:
 def run_strict(work: Work, strict_path: Path) -> EngineRuns:
     """Strict with every tap, alone."""
     runs = EngineRuns()
-    runs.strict = _run(runs, work, "strict, callback on", strict_settings(work.request.engine), strict_path, _EVERY_TAP)
+    runs.strict = _run(runs, work, "strict, callback on", strict_settings(work.request.engine), strict_path, EVERY_TAP)
     return runs
 
 
 def run_all(work: Work, strict_path: Path) -> EngineRuns:
     """Strict with every tap; native without the callback and with it, which must not matter."""
     runs, native = EngineRuns(), work.request.engine
-    runs.strict = _run(runs, work, "strict, callback on", strict_settings(native), strict_path, _EVERY_TAP)
+    runs.strict = _run(runs, work, "strict, callback on", strict_settings(native), strict_path, EVERY_TAP)
     model = work.inputs.artifact.paths[0]
-    runs.native = _run(runs, work, "native, callback off", native, model, _NO_CALLBACK)
+    runs.native = _run(runs, work, "native, callback off", native, model, LOGITS_ONLY)
     if runs.native is not None:
-        on = _run(runs, work, "native, callback on", runs.native.settings, model, _RESIDUALS)
+        on = _run(runs, work, "native, callback on", runs.native.settings, model, RESIDUALS)
         _compare_callback(runs, work, "native", runs.native, on)
     return runs
 
@@ -75,7 +72,7 @@ def run_all(work: Work, strict_path: Path) -> EngineRuns:
 def confirm(runs: EngineRuns, work: Work, strict_path: Path) -> None:
     """Strict without the callback: before the engine is accused of what was captured with it."""
     if runs.strict is not None:
-        off = _run(runs, work, "strict, callback off", runs.strict.settings, strict_path, _NO_CALLBACK)
+        off = _run(runs, work, "strict, callback off", runs.strict.settings, strict_path, LOGITS_ONLY)
         _compare_callback(runs, work, "strict", off, runs.strict)
 
 
@@ -108,5 +105,5 @@ def _run(
             found = survive(crash, settings, model, chunks, out, taps=taps, overrides=request.overrides, meta=meta)
             runs.findings.append(crash_finding(what, crash, found))
             if found.run is None:
-                runs.reason = f"the engine {'refused' if crash.kind == 'refused' else 'died'} ({what}): {crash.message}"
+                runs.reason = crash_reason(what, crash)
             return found.run

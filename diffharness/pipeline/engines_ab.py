@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffharness.captures import Capture
-from diffharness.engine.runner import Engine, EngineCrash, EngineRun
+from diffharness.engine.runner import EVERY_TAP, LOGITS_ONLY, Engine, EngineCrash, EngineRun
 from diffharness.engine.strict import strict_settings
 from diffharness.legs import engines as engines_leg
 from diffharness.legs.engines import EngineLogits
@@ -15,13 +15,11 @@ from diffharness.legs.saved import compare_captures
 from diffharness.metrics import FloatArray, nll_per_position, nmse, perplexity
 from diffharness.pipeline.crashes import crash_finding
 from diffharness.pipeline.engine_runs import EngineRuns
-from diffharness.pipeline.reference_runs import GraphRuns
+from diffharness.pipeline.reference_runs import GraphRuns, experts_used
 from diffharness.pipeline.work import Work
 from diffharness.records import EngineRow, Finding
 from diffharness.settings import EngineSettings
 
-_EVERY_TAP: None = None
-_LOGITS_ONLY: Sequence[str] = ()
 _OF_THE_BUILD = frozenset({"lib_dir", "python"})
 
 
@@ -73,6 +71,7 @@ def ab_rows(
                 work.floors,
                 first_passes=passes,
                 model=str(work.request.model),
+                routed=bool(experts_used(work.inputs.artifact)),
             )
         rows.append(judged.row)
         findings += judged.findings
@@ -87,19 +86,19 @@ class _Other:
 
     def native(self) -> EngineRun:
         """As a user would run it. Raises EngineCrash."""
-        return self.capture(self.settings, self.work.inputs.artifact.paths[0], "native", _LOGITS_ONLY)
+        return self.capture(self.settings, self.work.inputs.artifact.paths[0], "native", LOGITS_ONLY)
 
     def strict(self, path: Path, findings: list[Finding]) -> FloatArray | None:
         """Logits of the strict run, or a finding that says why there are none."""
         try:
-            return _logits(self.capture(strict_settings(self.settings), path, "strict", _LOGITS_ONLY))
+            return _logits(self.capture(strict_settings(self.settings), path, "strict", LOGITS_ONLY))
         except EngineCrash as crash:
             findings.append(crash_finding(f"{self.settings.name}, strict", crash))
             return None
 
     def every_tap(self, settings: EngineSettings, what: str) -> Capture:
         """A native run with every tap, under this engine's settings or the first's."""
-        return self.capture(settings, self.work.inputs.artifact.paths[0], what, _EVERY_TAP).open()
+        return self.capture(settings, self.work.inputs.artifact.paths[0], what, EVERY_TAP).open()
 
     def capture(self, settings: EngineSettings, model: Path, what: str, taps: Sequence[str] | None) -> EngineRun:
         work = self.work

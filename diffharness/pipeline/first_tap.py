@@ -2,7 +2,8 @@
 
 Every tap has the bound that its own three runs give it, as logits have (legs/settings.py), so that rounding in the
 first layers is not taken for the fault. A token whose router took other experts on a near tie, with all taps before
-within their bounds, differs for no one's fault: such tokens are told apart.
+within their bounds, differs for no one's fault: such tokens are told apart. Tokens behind it in the same chunk attend
+to it, and may be as far off as it is.
 """
 
 from __future__ import annotations
@@ -14,12 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.captures import Capture
+from diffharness.engine.crash import EngineCrash
 from diffharness.engine.exercising import delete
-from diffharness.engine.process import EngineCrash
 from diffharness.legs.compare import other_experts
-from diffharness.legs.settings import BoolArray, Bound, Control, FloorClass, as_pair, bound, judge_logits
+from diffharness.legs.settings import (
+    BoolArray,
+    Bound,
+    Control,
+    FloorClass,
+    as_pair,
+    bound,
+    judge_logits,
+    passed_on,
+)
 from diffharness.metrics import nmse_per_token
-from diffharness.pipeline.bench import Bench, Compared, Judged, fill, lossy_types, position
+from diffharness.pipeline.cell_judge import CellJudge, Compared, Judged, fill, lossy_types, position
 from diffharness.pipeline.grids import Cell
 from diffharness.settings import Floors
 from diffharness.taps import split
@@ -50,20 +60,25 @@ def locate(
     floors: Floors,
     *,
     top_k: int | None = None,
+    chunk_of: NDArray[np.int64] | None = None,
 ) -> Place:
     """Compare the taps that both have, at fixture rows `rows`; `top_k` experts are used per token.
+
+    `chunk_of` [n_tokens] numbers the chunks, all tokens being of one if not given.
 
     `rounded` are controls of lossy caches, which take the strict engine's place. A tap without a control has the bound
     of the `logits`, which gather the rounding of all taps before them.
     """
     flipped: BoolArray = np.zeros(base.n_tokens, dtype=np.bool_)
+    chunks = np.zeros(base.n_tokens, dtype=np.int64) if chunk_of is None else chunk_of
     for tap in base.taps:
         if tap == "logits" or tap not in cell:
             continue
         error = _error(base, cell, tap, rows)
         control = _control(base, cell, strict, rounded, tap, rows)
         limit = logits if control is None else bound(floor, control, rows, floors)
-        above = ~(error <= limit.tokens) & ~flipped[rows]
+        allowed = np.maximum(limit.tokens, passed_on(error, flipped[rows], chunks[rows]))
+        above = ~(error <= allowed) & ~flipped[rows]
         if above.any():
             return Place(tap, int(rows[np.flatnonzero(above)[0]]), flipped)
         if top_k is not None and split(tap)[1] == "moe_logits":
@@ -93,19 +108,21 @@ def _error(ref: Capture, other: Capture, tap: str, rows: NDArray[np.int64]) -> N
 class Locator:
     """Runs what `locate` needs: a failing cell, its base and the strict engine, with the taps."""
 
-    def __init__(self, bench: Bench, top_k: int | None) -> None:
+    def __init__(self, judge: CellJudge, top_k: int | None) -> None:
         """`top_k`: experts used per token, where the model routes."""
-        self._bench, self._top_k = bench, top_k
+        self._judge, self._top_k = judge, top_k
 
     def place(self, cell: Cell, judged: Judged) -> None:
         """Write into a compared cell's row where it first differs; acquit it where only near ties of experts went off.
 
-        A death on the way leaves the row as it is.
+        What cannot be placed is left as it is; but where the model routes, near ties cannot be told then, and nothing
+        is judged.
         """
-        bench, runs, compared = self._bench, self._bench.runs, judged.compared
+        judge, runs, compared = self._judge, self._judge.runs, judged.compared
         assert compared is not None and judged.pair is not None, "only a cell that was compared is placed"
         if cell.feed.way == "sequences":
-            return  # their tokens are mixed in the graph
+            self._leave(judged, "the tokens of several sequences are mixed in the graph")
+            return
         settings = cell.resolved(runs.base.settings, runs.longest)
         try:
             base, strict = runs.base_capture(cell.against, TAPS), runs.strict_capture(cell.against, TAPS)
@@ -113,29 +130,53 @@ class Locator:
             rounded = [one for pair in types if (one := runs.rounded_capture(pair, TAPS)) is not None]
             runs.say(f"{cell.label}: again, with taps")
             run = runs.run(cell, settings, taps=TAPS)
-        except EngineCrash:
+        except EngineCrash as crash:
+            self._leave(judged, crash.message)
             return
         try:
-            floor = cell.floor_for(windowed=bench.windowed)
+            floor = cell.floor_for(windowed=judge.windowed)
             rows, limit = compared.logits.rows, compared.judged.bound
-            found = locate(base, run.open(), strict, rounded, limit, rows, floor, bench.floors, top_k=self._top_k)
-            self._write(judged, compared, found, rows)
+            chunk_of = np.repeat(np.arange(len(runs.text.chunks)), [len(chunk) for chunk in runs.text.chunks])
+            found = locate(
+                base, run.open(), strict, rounded, limit, rows, floor, judge.floors,
+                top_k=self._top_k, chunk_of=chunk_of,
+            )  # fmt: skip
+            self._write(judged, compared, found, rows, chunk_of)
         finally:
             delete(run)
 
-    def _write(self, judged: Judged, compared: Compared, found: Place, rows: NDArray[np.int64]) -> None:
+    def _leave(self, judged: Judged, reason: str) -> None:
+        if self._top_k is not None and judged.row.status == "fail":
+            judged.row.status, judged.pair = "not judged", None
+            judged.row.reason = f"experts may have changed on near ties, which cannot be told here: {reason}"
+
+    def _write(
+        self,
+        judged: Judged,
+        compared: Compared,
+        found: Place,
+        rows: NDArray[np.int64],
+        chunk_of: NDArray[np.int64],
+    ) -> None:
         row, pair, flipped = judged.row, judged.pair, found.flipped[rows]
         assert pair is not None
         row.router_flips = int(flipped.sum())
         if not compared.judged.ok and flipped.any():
-            again = judge_logits(compared.logits, compared.judged.bound, leave_out=flipped)
+            behind = passed_on(compared.logits.nmse_series, flipped, chunk_of[rows])
+            again = judge_logits(compared.logits, compared.judged.bound, leave_out=flipped, passed_on=behind)
+            if again.ok and flipped.all():
+                row.status, judged.pair = "not judged", None
+                row.reason = "every token had a near tie between experts that went the other way"
+                return
             if again.ok:
-                fill(row, replace(compared, judged=again), self._bench.runs.text)
+                fill(row, replace(compared, judged=again), self._judge.runs.text)
                 row.reason = f"{row.router_flips} tokens left out: a near tie between experts went the other way"
+                if (behind > 0).any():
+                    row.reason += f"; {int(((behind > 0) & ~flipped).sum())} behind them may be as far off"
                 judged.pair = as_pair(pair.a, pair.b, compared.logits, again)
                 return
         if found.tap is not None:
             row.first_tap, row.first_token = found.tap, found.token
-            row.first_position = None if found.token is None else position(self._bench.runs.text, found.token)
+            row.first_position = None if found.token is None else position(self._judge.runs.text, found.token)
             if not pair.ok:
                 pair.first_tap = found.tap

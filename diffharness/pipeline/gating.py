@@ -28,7 +28,9 @@ from diffharness.pipeline.timing import Timings
 from diffharness.records.gate import GateRecord, GateScores
 from diffharness.records.grade import GradeRecord, GradeRow
 from diffharness.records.inspect import InspectRecord
-from diffharness.records.run import ArtifactSubject, CheckpointSubject, Finding, Subject, TokensLeg
+from diffharness.records.legs import TokensLeg
+from diffharness.records.run import Finding
+from diffharness.records.subject import ArtifactSubject, CheckpointSubject, Subject
 from diffharness.settings import EngineSettings, Tolerances
 from diffharness.taps import split
 

@@ -18,7 +18,8 @@ from diffharness.pipeline.inputs import choose_fixture, open_artifact, open_chec
 from diffharness.pipeline.request import Say
 from diffharness.pipeline.subjects import artifact_subject
 from diffharness.records.grade import GradeRow
-from diffharness.records.run import ArtifactSubject, Finding
+from diffharness.records.run import Finding
+from diffharness.records.subject import ArtifactSubject
 from diffharness.settings import EngineSettings, Tolerances
 from diffharness.tokenizer import gguf_tokenizer_sha256
 from diffharness.weights.checkpoint import Checkpoint

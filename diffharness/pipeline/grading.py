@@ -38,7 +38,8 @@ from diffharness.records.grade import (
     PairRow,
     PositionBucket,
 )
-from diffharness.records.run import EngineSubject, Finding
+from diffharness.records.run import Finding
+from diffharness.records.subject import EngineSubject
 from diffharness.reference import archs
 from diffharness.settings import Floors
 from diffharness.weights.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from diffharness.engine.exercising import Text
 from diffharness.engine.runner import EngineRun
 from diffharness.legs.compare import logit_stats
-from diffharness.pipeline.bench import Bench, Judged
+from diffharness.pipeline.cell_judge import CellJudge, Judged
 from diffharness.pipeline.cell_runs import Base, CellRuns, Strict
 from diffharness.pipeline.first_tap import Locator
 from diffharness.pipeline.grids import Cell
@@ -47,15 +47,15 @@ def run_grid(
     top_k = _number(artifact, _EXPERTS)
     found: dict[str, Judged] = {}
     with CellRuns(text, held, strict, work.folder, overrides=request.overrides, say=request.say) as runs:
-        bench = Bench(runs, work.floors, windowed=_number(artifact, _WINDOW) is not None)
-        locator = Locator(bench, top_k)
-        for cell in bench.order(cells):
+        judge = CellJudge(runs, work.floors, windowed=_number(artifact, _WINDOW) is not None)
+        locator = Locator(judge, top_k)
+        for cell in judge.order(cells):
             request.say(f"cell: {cell.label}")
-            judged = found[cell.label] = bench.judge(cell)
+            judged = found[cell.label] = judge.judge(cell)
             differs = judged.pair is not None and judged.pair.nmse > 0
             if judged.row.status == "fail" or (taps and differs):
                 locator.place(cell, judged)
-    noise, ordered = bench.noise, [found[cell.label] for cell in cells]
+    noise, ordered = judge.noise, [found[cell.label] for cell in cells]
     return GridOutcome(
         rows=[one.row for one in ordered],
         pairs=[one.pair for one in ordered if one.pair is not None],

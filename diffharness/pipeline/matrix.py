@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diffharness import verdict
-from diffharness.engine.process import EngineCrash
+from diffharness.engine.crash import EngineCrash
 from diffharness.engine.runner import Engine, EngineRun, check_overrides
 from diffharness.engine.strict import strict_settings
 from diffharness.engine.survive import survive
@@ -21,7 +21,7 @@ from diffharness.errors import ArtifactFileError, DiffharnessError, OutputError
 from diffharness.legs import settings as settings_leg
 from diffharness.pipeline import engine_runs, overrides
 from diffharness.pipeline.cell_runs import Strict
-from diffharness.pipeline.crashes import crash_finding
+from diffharness.pipeline.crashes import crash_finding, crash_reason
 from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.grid_run import GridOutcome, run_grid
 from diffharness.pipeline.grids import DEFAULT, Cell, load_grid
@@ -32,8 +32,8 @@ from diffharness.pipeline.subjects import artifact_subject, engine_subject, fixt
 from diffharness.pipeline.timing import Timings
 from diffharness.pipeline.work import Work
 from diffharness.records import Finding, Legs, Subject
+from diffharness.records.legs import Leg
 from diffharness.records.matrix import MatrixBase, MatrixRecord
-from diffharness.records.run import Leg
 from diffharness.weights.gguf_file import open_gguf
 
 DEFAULT_TOKENS = 256
@@ -110,8 +110,7 @@ def _base(work: Work) -> _Ran:
         except EngineCrash as crash:
             request.say(f"the engine died ({crash.message}); looking for settings that survive")
             found = survive(crash, request.engine, model, chunks, out, taps=(), overrides=request.overrides)
-            word = "refused" if crash.kind == "refused" else "died"
-            reason = None if found.run is not None else f"the engine {word} (base): {crash.message}"
+            reason = None if found.run is not None else crash_reason("base", crash)
             return _Ran(found.run, found.label, [crash_finding("base", crash, found)], reason)
 
 

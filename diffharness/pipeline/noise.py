@@ -66,7 +66,8 @@ def judge_noise(
     with work.timings.step("reference: noise"):
         work.request.say("reference with the engine's rounding: the drift to expect, and each layer's own part")
         if reason is None:
-            report.drift = _drift(work, native_logits, graph_runs, arithmetic, precision)
+            run = engine.native.settings
+            report.drift = _drift(work, run, native_logits, graph_runs, arithmetic, precision)
         chunks = work.inputs.fixture.chunks()
         report.first_row, chunks = _tokens(chunks, activations.first_non_finite_row(native_logits))
         capture = _capture(work, engine.native, chunks)
@@ -98,13 +99,38 @@ def _other_device(settings: EngineSettings, info: dict[str, Any]) -> str | None:
 
 
 def _drift(
-    work: Work, native: Logits, graph_runs: GraphRuns | None, arithmetic: Arithmetic, precision: Precision
+    work: Work,
+    run: EngineSettings,
+    native: Logits,
+    graph_runs: GraphRuns | None,
+    arithmetic: Arithmetic,
+    precision: Precision,
 ) -> Drift:
     source, fixture = work.inputs.artifact, work.inputs.fixture
     defined = logits_of(source, fixture, precision) if graph_runs is None else graph_runs.logits
     simulated = logits_of(source, fixture, precision, arithmetic)
     positions = np.concatenate([np.arange(len(chunk)) for chunk in fixture.chunks()])
-    return noise.drift(defined, simulated, native, fixture.scored_positions(), positions, work.floors)
+    rows, simulated_all = simulated_rows(fixture.chunks(), fixture.scored_positions(), run)
+    routed = bool(experts_used(source))
+    return noise.drift(
+        defined, simulated, native, rows, positions, work.floors, simulated_all=simulated_all, routed=routed
+    )
+
+
+def simulated_rows(chunks: list[IntArray], scored: IntArray, run: EngineSettings) -> tuple[IntArray, bool]:
+    """The scored rows whose rounding is simulated; all of them, and False, where there are none.
+
+    Flash attention on few tokens sums values of type F16 in float16, which the reference does not.
+    """
+    if run.flash_attn == "off" or run.type_v != "F16":
+        return scored, True
+    pieces = [
+        np.full(min(run.n_ubatch, len(chunk) - start), min(run.n_ubatch, len(chunk) - start))
+        for chunk in chunks
+        for start in range(0, len(chunk), run.n_ubatch)
+    ]
+    kept = scored[np.concatenate(pieces)[scored] >= LOCAL_TOKENS]
+    return (kept, True) if kept.size else (scored, False)
 
 
 # -- the native run with all its taps ------------------------------------------------------------------

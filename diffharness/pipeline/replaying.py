@@ -7,16 +7,18 @@ that of a few nodes.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffharness import fixture as fixtures
 from diffharness import verdict
-from diffharness.engine.process import EngineCrash
+from diffharness.engine.crash import EngineCrash
 from diffharness.engine.recorder import Evaluation, Recorder, one_by_one, schedule
 from diffharness.engine.runner import Engine, check_overrides
 from diffharness.engine.survive import survive
@@ -24,8 +26,9 @@ from diffharness.errors import ArtifactFileError, InconclusiveError, SettingsErr
 from diffharness.fixture import Fixture
 from diffharness.legs import kernel as kernel_leg
 from diffharness.legs.kernel import KernelOutcome
+from diffharness.machine import usable_cores
 from diffharness.pipeline import inputs as run_inputs
-from diffharness.pipeline.crashes import crash_finding
+from diffharness.pipeline.crashes import crash_finding, crash_reason
 from diffharness.pipeline.request import RunRequest, Say
 from diffharness.pipeline.subjects import artifact_subject, engine_subject, fixture_subject, machine_subject
 from diffharness.pipeline.timing import Timings
@@ -66,15 +69,32 @@ class Recording:
 
     def replayed(self, only: Sequence[str] = (), evaluations: Sequence[Evaluation] | None = None) -> Outcome:
         """Raises EngineCrash, FixtureError."""
-        with Recorder(
-            self.settings,
-            self.artifact.paths[0],
-            self.evaluations if evaluations is None else evaluations,
-            self.artifact.tensors,
-            overrides=self.overrides,
-            only=only,
-        ) as nodes:
+        with (
+            Recorder(
+                self.settings,
+                self.artifact.paths[0],
+                self.evaluations if evaluations is None else evaluations,
+                self.artifact.tensors,
+                overrides=self.overrides,
+                only=only,
+            ) as nodes,
+            _beside(self.settings.threads),
+        ):
             return replay(nodes, self.artifact)
+
+
+@contextmanager
+def _beside(engine_threads: int) -> Iterator[None]:
+    """torch on the cores that the engine leaves, at least one, as both work at once.
+
+    More threads than cores wait for each other at every node: three to eight times the processor time, no gain.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, max(1, usable_cores() - engine_threads)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def replay_leg(recording: Recording, floors: Floors, say: Say = lambda text: None) -> KernelOutcome:
@@ -105,8 +125,7 @@ _DOING = "recording its nodes"
 
 
 def _not_run(crash: EngineCrash, finding: Finding) -> KernelOutcome:
-    ended = "refused" if crash.kind == "refused" else "died"
-    return KernelOutcome(kernel_leg.numbers(None, reason=f"the engine {ended} ({_DOING}): {crash.message}"), [finding])
+    return KernelOutcome(kernel_leg.numbers(None, reason=crash_reason(_DOING, crash)), [finding])
 
 
 def cures(recording: Recording, accused: NodeRow, floors: Floors) -> dict[str, str]:

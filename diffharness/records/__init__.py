@@ -13,17 +13,9 @@ from diffharness.records.base import (
     parse,
     plain,
 )
-from diffharness.records.run import (
+from diffharness.records.legs import (
     LEG_NAMES,
-    SCHEMA,
     ArtifactLeg,
-    ArtifactSubject,
-    CheckpointSubject,
-    Divergence,
-    EngineRow,
-    EngineSubject,
-    Finding,
-    FixtureSubject,
     GraphLeg,
     GraphPass,
     KernelLeg,
@@ -36,24 +28,30 @@ from diffharness.records.run import (
     NodeRow,
     OpRow,
     PositionRow,
-    RunRecord,
-    Score,
-    Scores,
     SettingsLeg,
     SettingsPair,
     Status,
-    Subject,
     TapRow,
     TensorRow,
     TokenDifference,
     TokensLeg,
     Unmatched,
+    WithoutReplay,
+)
+from diffharness.records.run import (
+    SCHEMA,
+    Divergence,
+    EngineRow,
+    Finding,
+    RunRecord,
+    Score,
+    Scores,
     Verdict,
     VerdictKind,
-    WithoutReplay,
     load_record,
     parse_record,
 )
+from diffharness.records.subject import ArtifactSubject, CheckpointSubject, EngineSubject, FixtureSubject, Subject
 
 __all__ = [
     "LEG_NAMES",

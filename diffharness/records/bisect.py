@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from diffharness.records.base import Number, Part, Record
-from diffharness.records.run import ArtifactSubject, Divergence, FixtureSubject, LogitStats, VerdictKind
+from diffharness.records.legs import LogitStats
+from diffharness.records.run import Divergence, VerdictKind
+from diffharness.records.subject import ArtifactSubject, FixtureSubject
 
 
 class StepRow(Part):

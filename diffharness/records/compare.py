@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from diffharness.records.base import Number, Part, Plain, Record
-from diffharness.records.run import Divergence, LogitStats, Score, TapRow, VerdictKind
+from diffharness.records.legs import LogitStats, TapRow
+from diffharness.records.run import Divergence, Score, VerdictKind
 
 
 class RunSide(Part):

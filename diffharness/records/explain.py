@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from diffharness.records.base import Number, Part, Record
-from diffharness.records.run import Divergence, Finding, GraphLeg, Subject, Verdict
+from diffharness.records.legs import GraphLeg
+from diffharness.records.run import Divergence, Finding, Verdict
+from diffharness.records.subject import Subject
 
 Fit = Literal["yes", "partly", "no"]
 

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from diffharness.records.base import Number, Part, Record
 from diffharness.records.grade import Estimate
-from diffharness.records.run import Finding, Status, Subject
+from diffharness.records.legs import Status
+from diffharness.records.run import Finding
+from diffharness.records.subject import Subject
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 

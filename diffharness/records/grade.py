@@ -12,7 +12,8 @@ from pydantic import Field
 
 from diffharness.records.attention import AttentionHealth
 from diffharness.records.base import Number, Part, PlainDict, Record
-from diffharness.records.run import ArtifactSubject, CheckpointSubject, EngineSubject, Finding, FixtureSubject
+from diffharness.records.run import Finding
+from diffharness.records.subject import ArtifactSubject, CheckpointSubject, EngineSubject, FixtureSubject
 
 
 class Estimate(Part):

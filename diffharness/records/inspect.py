@@ -11,8 +11,10 @@ from typing import Literal
 from pydantic import Field
 
 from diffharness.records.base import Number, Part, Record
-from diffharness.records.run import Finding, MetadataRow, Subject, Verdict
-from diffharness.records.run import PatternRow as PatternRow
+from diffharness.records.legs import MetadataRow
+from diffharness.records.legs import PatternRow as PatternRow
+from diffharness.records.run import Finding, Verdict
+from diffharness.records.subject import Subject
 
 
 class Measures(Part):

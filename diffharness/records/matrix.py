@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from diffharness.records.base import Number, Part, PlainDict, Record
-from diffharness.records.run import Finding, Leg, LogitStats, Subject, Verdict
+from diffharness.records.legs import Leg, LogitStats
+from diffharness.records.run import Finding, Verdict
+from diffharness.records.subject import Subject
 
 CellStatus = Literal["ok", "fail", "crash", "not run", "not judged"]
 

@@ -43,7 +43,7 @@ class Drift(Part):
     high: Number | None = None
     limit: Number = Field(description="what `low` may be at most")
     positions: list[DriftPosition] = []
-    ok: bool | None = Field(default=None, description="null where there is nothing to compare with")
+    ok: bool | None = Field(default=None, description="null where nothing can be told")
 
 
 class NativeLayer(Part):

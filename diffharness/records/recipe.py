@@ -12,7 +12,7 @@ from pydantic import Field
 
 from diffharness.records.base import Number, Part, PlainDict, Record
 from diffharness.records.grade import Estimate, KlStatistics
-from diffharness.records.run import CheckpointSubject, FixtureSubject
+from diffharness.records.subject import CheckpointSubject, FixtureSubject
 
 
 class Baseline(Part):

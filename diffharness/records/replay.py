@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from diffharness.records.base import Number, Record
-from diffharness.records.run import Finding, KernelLeg, Subject, Verdict
+from diffharness.records.legs import KernelLeg
+from diffharness.records.run import Finding, Verdict
+from diffharness.records.subject import Subject
 
 
 class ReplayRecord(Record):

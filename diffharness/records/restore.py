@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from diffharness.records.base import Number, Part, Record
-from diffharness.records.run import Finding, MetadataRow, Score, Subject, Verdict
+from diffharness.records.legs import MetadataRow
+from diffharness.records.run import Finding, Score, Verdict
+from diffharness.records.subject import Subject
 
 Side = Literal["artifact", "checkpoint"]
 

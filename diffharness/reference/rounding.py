@@ -18,20 +18,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from diffharness.reference.model import KvCache
 from diffharness.reference.weights import SourceWeights
-from diffharness.replay.activation_quant import VEC_DOT_TYPE, excess, rounded
+from diffharness.replay.activation_quant import MINIMA, VEC_DOT_TYPE, as_held, minima, rounded
 from diffharness.weights.dequant import byte_size
 from diffharness.weights.gguf_file import GgufFile
 
 _PRODUCTS: frozenset[Callable[..., Any]] = frozenset({F.linear, torch.mm})
 _PARTS: frozenset[Callable[..., Any]] = frozenset({Tensor.__getitem__, Tensor.T.__get__})  # type: ignore[attr-defined]
-_MINIMA = {"Q4_1": 2, "Q5_1": 2}  # where the float16 minimum of a block of 32 lies
 
 
 class RoundingMatrix(Tensor):
@@ -54,7 +52,8 @@ class RoundingMatrix(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _PRODUCTS:
                 x, w, *rest = args
-                return func(_operand(x, w), w, *rest, **(kwargs or {}))
+                operand = as_held(x, w.held) if w.minima else rounded(x, w.held)
+                return func(operand, w, *rest, **(kwargs or {}))
             result = func(*args, **(kwargs or {}))
             return _labelled(result, args[0].held, args[0].minima) if func in _PARTS else result
 
@@ -74,18 +73,10 @@ class RoundingWeights(SourceWeights):
         held = VEC_DOT_TYPE.get(info.type, "F32")
         if held == "F32" or values.dim() < 2:
             return values
-        minima = info.type in _MINIMA and isinstance(self.source, GgufFile)
-        if minima:
-            values = torch.cat([values, self._minima(name, rows).to(values)], dim=-1)
-        return _labelled(values, held, minima)
-
-    def _minima(self, name: str, rows: slice) -> Tensor:
-        """[rows, in / 32], or [experts, out, in / 32] of a stack."""
-        assert isinstance(self.source, GgufFile)
-        info = self.source.tensors[name]
-        shape, at = (*info.shape[:-1], info.shape[-1] // 32), _MINIMA[info.type]
-        blocks = self.source.raw(name).reshape(*shape, byte_size(info.type, (32,)))[rows, ..., at : at + 2]
-        return torch.from_numpy(np.ascontiguousarray(blocks).view(np.float16)[..., 0].astype(np.float32))
+        if info.type not in MINIMA or not isinstance(self.source, GgufFile):
+            return _labelled(values, held, minima=False)
+        stored = self.source.raw(name).reshape(*info.shape[:-1], byte_size(info.type, info.shape[-1:]))
+        return _labelled(torch.cat([values, minima(stored[rows], info.type).to(values)], dim=-1), held, minima=True)
 
 
 def round_to(x: Tensor, type_name: str) -> Tensor:
@@ -104,8 +95,3 @@ def _labelled(matrix: Tensor, held: str, minima: bool) -> RoundingMatrix:
     made = matrix.as_subclass(RoundingMatrix)
     made.held, made.minima = held, minima
     return made
-
-
-def _operand(x: Tensor, w: RoundingMatrix) -> Tensor:
-    values = rounded(x, w.held)
-    return torch.cat([values, excess(x).to(values)], dim=-1) if w.minima else values

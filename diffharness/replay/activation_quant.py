@@ -18,10 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import gguf
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from diffharness.weights.dequant import BLOCKS
+from diffharness.weights.dequant import BLOCKS, byte_size
 
 # The type to which ggml's CPU backend converts a float32 operand before its product with each type (ggml-cpu.c).
 VEC_DOT_TYPE: dict[str, str] = {
@@ -33,6 +35,8 @@ VEC_DOT_TYPE: dict[str, str] = {
     **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0"), "Q8_K"),
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "Q8_K"),
 }
+
+MINIMA = {"Q4_1": 2, "Q5_1": 2}  # where the float16 minimum of a block of 32 lies
 
 _BY_MAX, _BY_SCALE, _AWAY = "by 127/max", "by 1/scale", "by 1/scale, halves away from zero"
 _PRODUCT, _FUSED = "product rounded", "product fused"
@@ -62,6 +66,19 @@ def rounded(x: Tensor, type_name: str, arithmetic: str | None = None) -> Tensor:
         raise ValueError(f"rows of {x.shape[-1]} elements are not made of whole {type_name} blocks of {block}")
     blocks = x.detach().to(torch.float32).reshape(-1, block)
     return take(blocks, arithmetic or arithmetics(type_name)[0]).reshape(x.shape).to(x.dtype)
+
+
+def as_held(x: Tensor, held: str, arithmetic: str | None = None) -> Tensor:
+    """Rows [..., n] as `rounded`; of Q8_1 with `excess` as n / 32 more columns, for `minima` of the other operand."""
+    values = rounded(x, held, arithmetic)
+    return torch.cat([values, excess(x, arithmetic).to(values)], dim=-1) if held == "Q8_1" else values
+
+
+def minima(rows: NDArray[np.uint8], type_name: str) -> Tensor:
+    """What the codes of each block of Q4_1 or Q5_1 are counted from: rows of bytes in, float32 [..., n / 32] out."""
+    at = MINIMA[type_name]
+    blocks = rows.reshape(*rows.shape[:-1], -1, byte_size(type_name, (32,)))[..., at : at + 2]
+    return torch.from_numpy(np.ascontiguousarray(blocks).view(np.float16)[..., 0].astype(np.float32))
 
 
 def excess(x: Tensor, arithmetic: str | None = None) -> Tensor:

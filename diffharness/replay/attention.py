@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffharness.replay.activation_quant import VEC_DOT_TYPE, arithmetics
+from diffharness.replay.activation_quant import VEC_DOT_TYPE, arithmetics, as_held
 from diffharness.replay.call import Call, Kernel
-from diffharness.replay.matmul import Rows, as_held, nearest
+from diffharness.replay.matmul import Rows, nearest
 
 _TILE = 64  # queries; from here on flash attention works on tiles, in float32 throughout
 _SPLIT_FROM = 512  # keys of a single query, from which on they are divided among the threads

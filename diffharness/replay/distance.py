@@ -7,7 +7,6 @@ and in float64 where that would lose them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.metrics import ratio
+from diffharness.row_sums import RowSums, least_power, row_sums
 
 Array = NDArray[Any]
 Float64Array = NDArray[np.float64]
 
-# A row whose values nearly cancel has no scale of its own: it is measured against this share of the median row's power.
-QUIET_SHARE = 1e-2
 _BLOCK = 1 << 18  # elements compared at a time: they stay in the cache
-_SMALLEST, _LARGEST = 1e-30, 1e30  # squares of float32 values between these stay normal numbers
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,8 @@ def distance(
     width = engine.shape[-1]
     a, b = engine.reshape(-1, width), replayed.reshape(-1, width)
     keep = None if defined is None else np.broadcast_to(defined, engine.shape).reshape(-1, width)
-    error, power, worst = np.empty(len(a)), np.empty(len(a)), 0.0
-    for rows in _blocks(len(a), width):
-        error[rows], power[rows], largest = _sums(a[rows], b[rows], None if keep is None else keep[rows])
-        worst = max(worst, largest)
-    least = _share(power) if quiet is None else quiet
+    error, power, worst = _sums(a, b, keep)
+    least = least_power(power) if quiet is None else quiet
     by_row = ratio(error, np.maximum(power, least))
     row = int(by_row.argmax())
     total = float(ratio(error.sum(keepdims=True), np.maximum(power.sum(keepdims=True), least * len(power)))[0])
@@ -67,44 +61,36 @@ def quiet_power(replayed: Array) -> float:
     product of two vectors: by itself it cannot be told from one that cancels.
     """
     rows = replayed.reshape(-1, replayed.shape[-1]).astype(np.float64)
-    return _share(np.einsum("ij,ij->i", rows, rows))
+    return least_power(np.einsum("ij,ij->i", rows, rows))
 
 
-def _share(power: Float64Array) -> float:
-    finite = power[np.isfinite(power)]
-    return QUIET_SHARE * float(np.median(finite)) if finite.size else 0.0
-
-
-def _blocks(n_rows: int, width: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(1, width))
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))
+def nmse_by_row(engine: Array, replayed: Array) -> Float64Array:
+    """Of [n, ne0] values, [n]; a row whose values nearly cancel is measured by its own power."""
+    error, power, _ = _sums(engine, replayed, None)
+    return ratio(error, power)
 
 
 def _sums(a: Array, b: Array, keep: NDArray[np.bool_] | None) -> tuple[Float64Array, Float64Array, float]:
     """Sum (a-b)^2 and sum b^2 of each row, and the largest |a-b|."""
+    error, power, largest = np.empty(len(a)), np.empty(len(a)), 0.0
+    step = max(1, _BLOCK // max(1, a.shape[1]))
+    for start in range(0, len(a), step):
+        rows = slice(start, start + step)
+        sums = _of_block(a[rows], b[rows], None if keep is None else keep[rows])
+        error[rows], power[rows], largest = sums.error, sums.power, max(largest, sums.largest)
+    return error, power, largest
+
+
+def _of_block(a: Array, b: Array, keep: NDArray[np.bool_] | None) -> RowSums:
     if keep is not None:
         a, b = np.where(keep, a, 0), np.where(keep, b, 0)
     if a.dtype == b.dtype == np.float32:
-        error, power, largest = _plain(a, b)
-        lost = largest > 0 and not (error > 0).any()
-        if not lost and largest**2 < _LARGEST and (power > _SMALLEST).all() and (power < _LARGEST).all():
-            return error.astype(np.float64), power.astype(np.float64), largest
-    return _careful(a.astype(np.float64), b.astype(np.float64))
-
-
-def _plain(a: Array, b: Array) -> tuple[Array, Array, float]:
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        difference = a - b
-        largest = max(float(difference.max()), -float(difference.min()))
-        error, power = np.einsum("ij,ij->i", difference, difference), np.einsum("ij,ij->i", b, b)
-    return error, power, largest if largest == largest else float("inf")
-
-
-def _careful(a: Float64Array, b: Float64Array) -> tuple[Float64Array, Float64Array, float]:
+        sums = row_sums(a, b)
+        if sums.in_range:
+            return sums
+    a, b = a.astype(np.float64), b.astype(np.float64)
     odd = ~(np.isfinite(a) & np.isfinite(b))
     if odd.any():
         same = odd & ((a == b) | (np.isnan(a) & np.isnan(b)))
         a, b = np.where(odd, np.where(same, 0.0, np.inf), a), np.where(odd, 0.0, b)
-    error, power, largest = _plain(a, b)
-    return error, power, largest
+    return row_sums(a, b)

@@ -30,6 +30,7 @@ from diffharness.weights.source import WeightSource
 
 _INTEGERS = frozenset({"I8", "I16", "I32", "I64"})
 _ON_DEVICE = "a device computed it, whose arithmetic no replay knows"
+_SPOILT = "what it was given is not finite, and what it makes of that is nobody's definition"
 _WAITING = 128 << 20  # bytes of rows that wait for their weight at most
 _PLAIN = frozenset({"F32", "F64"}) | _INTEGERS
 
@@ -233,7 +234,21 @@ def _replay(
         rows = slice(at, at + node.out.shape[2]) if len(nodes) > 1 else slice(None)
         at += node.out.shape[2]
         part = None if defined is None else defined[:, :, rows]
-        outcome.replayed.append(_measured(node, values[:, :, rows], part, quiet))
+        found = _measured(node, values[:, :, rows], part, quiet)
+        if np.isfinite(found.distance.nmse) or found.note is not None or not _spoilt(node):
+            outcome.replayed.append(found)
+        else:
+            outcome.leave_out(node, _SPOILT)
+
+
+def _spoilt(node: RecordedNode) -> bool:
+    """Whether a source holds NaN or +inf; -inf is what masks are made of."""
+    for source in node.sources:
+        if source is not None and source.raw is not None and source.type in ("F32", "F16"):
+            values = source.array()
+            if not (values < np.inf).all():
+                return True
+    return False
 
 
 def _values(node: RecordedNode, result: torch.Tensor | Partial | Held) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from diffharness.errors import EngineError
 from diffharness.recorded import Value
-from diffharness.replay.activation_quant import VEC_DOT_TYPE, arithmetics, excess, rounded
+from diffharness.replay.activation_quant import MINIMA, VEC_DOT_TYPE, arithmetics, as_held, minima
 from diffharness.replay.call import Call, Kernel, NoReplay
+from diffharness.replay.distance import nmse_by_row
 from diffharness.weights.dequant import byte_size, can_dequantize, dequantize
 from diffharness.weights.gguf_file import GgufFile
 
@@ -39,7 +40,6 @@ _RELEASE_FROM = 1 << 24  # bytes of a weight that are let go of after use
 _HADAMARD = 1  # GGML_HINT_SRC0_IS_HADAMARD in op_params[1]: computed by butterflies, without rounding the activations
 _NOISE = 1e-11  # NMSE of an output row above which something is granted
 _SUM_ROUNDING = 2.0**-24  # of the sum of the magnitudes of a value's terms
-_MINIMA = {"Q4_1": 2, "Q5_1": 2}  # where the float16 minimum of a block of 32 lies
 
 _Entries = Callable[[Tensor], Tensor]  # what is done to both operands, entry by entry
 
@@ -98,13 +98,7 @@ def _out_prod(call: Call) -> Tensor:
     return b.transpose(2, 3) @ a
 
 
-# ── the two operands ─────────────────────────────────────────────────────────────────────────────
-
-
-def as_held(x: Tensor, held: str, arithmetic: str) -> Tensor:
-    """Rows [..., n] as ggml holds them; of Q8_1 with n / 32 more columns for the minima of the other operand."""
-    values = rounded(x, held, arithmetic)
-    return torch.cat([values, excess(x, arithmetic)], dim=-1) if held == "Q8_1" else values
+# ── a matrix, row by row ─────────────────────────────────────────────────────────────────────────────
 
 
 class Rows:
@@ -128,8 +122,8 @@ class Rows:
             last = min(first + step, n)
             raw = np.ascontiguousarray(self._bytes[i3, i2, first:last])
             values = torch.from_numpy(dequantize(raw, self._type, (last - first, width)))
-            if self._type in _MINIMA:
-                values = torch.cat([values, _minima(raw, self._type)], dim=1)
+            if self._type in MINIMA:
+                values = torch.cat([values, minima(raw, self._type)], dim=1)
             yield first, last, values
         if isinstance(self._file, GgufFile) and self._bytes.size >= _RELEASE_FROM:
             self._file.release(self._name)
@@ -157,13 +151,6 @@ def _stored(value: Value, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if min(steps) < 0 or end > raw.size:
         raise EngineError(f"{value.name} of shape {value.shape} reaches to byte {end}, there are {raw.size}")
     return np.lib.stride_tricks.as_strided(raw, (*value.shape[:3], n_bytes), (*steps, 1), writeable=False)
-
-
-def _minima(raw: NDArray[np.uint8], type_name: str) -> Tensor:
-    """What the codes of each block are counted from, float32 [rows, blocks]."""
-    at = _MINIMA[type_name]
-    blocks = raw.reshape(len(raw), -1, byte_size(type_name, (32,)))[:, :, at : at + 2]
-    return torch.from_numpy(np.ascontiguousarray(blocks).view(np.float16)[:, :, 0].astype(np.float32))
 
 
 # ── what is granted to the engine ────────────────────────────────────────────────────────────────
@@ -212,15 +199,8 @@ def _is_off(distance: Tensor) -> bool:
 
 def _distance(theirs: NDArray[np.float32], ours: Tensor) -> Tensor:
     """NMSE of each row: [..., 1]."""
-    b = ours.reshape(-1, ours.shape[-1])
-    a = theirs.reshape(b.shape)
-    step = max(1, _PIECE // max(1, b.shape[1]))
-    found = []
-    for first in range(0, len(b), step):
-        ones = b[first : first + step]
-        error = ones - torch.from_numpy(a[first : first + step].copy())
-        found.append(error.square_().sum(dim=1) / ones.square().sum(dim=1))
-    return torch.cat(found).reshape(*ours.shape[:-1], 1)
+    b = ours.reshape(-1, ours.shape[-1]).numpy()
+    return torch.from_numpy(nmse_by_row(theirs.reshape(b.shape), b)).reshape(*ours.shape[:-1], 1)
 
 
 KERNELS: dict[str, Kernel] = {"MUL_MAT": _mul_mat, "MUL_MAT_ID": _mul_mat_id, "OUT_PROD": _out_prod}

@@ -17,12 +17,14 @@ from diffharness.records import (
     EngineSubject,
     Finding,
     FixtureSubject,
+    KernelLeg,
     LayerRow,
     Leg,
     LegName,
     LogitStats,
     RunRecord,
     Score,
+    SettingsLeg,
     Subject,
     TapRow,
 )
@@ -37,7 +39,7 @@ _COMPARES: dict[LegName, str] = {
     "tokens": "tokenizer.json vs GGUF",
     "graph": "strict vs reference",
     "kernel": "native vs strict",
-    "settings": "callback off vs on",
+    "settings": "changed vs native",
     "artifact": "artifact vs checkpoint",
 }
 
@@ -127,7 +129,19 @@ def _numbers(logits: LogitStats | None) -> tuple[str, str, str, str]:
 def _note(record: RunRecord, leg: Leg) -> str:
     """Why; nothing where the verdict's summary has said it already."""
     reason = (leg.reason or "").strip()
-    return "see the verdict" if reason and reason in record.verdict.summary else clean(reason, 240)
+    if reason and reason in record.verdict.summary:
+        return "see the verdict"
+    return clean("; ".join(part for part in (_extent(leg), reason) if part), 240)
+
+
+def _extent(leg: Leg) -> str:
+    """How much was compared, of legs whose numbers do not say it."""
+    if isinstance(leg, KernelLeg) and leg.nodes_replayed:
+        tokens = f"{leg.n_batch} tokens together and {leg.n_single} alone"
+        return f"{leg.nodes_replayed} of {leg.nodes_total} nodes replayed, {tokens}; the numbers judge nothing"
+    if isinstance(leg, SettingsLeg) and len(leg.pairs) > 1:
+        return f"the worst of {len(leg.pairs)} pairs"
+    return ""
 
 
 def scores(record: RunRecord) -> list[tuple[str, str]]:

@@ -74,14 +74,16 @@ class _Columns:
         yield shown
 
     def _widths(self, room: int) -> list[int]:
-        """Long words fold first, then heads, then all words; numbers never do."""
+        """Long words fold first, then heads at their spaces, then all words, then heads; numbers never do."""
         told, words = self._told, self._words
         cells = [max((cell_len(clean(row[i])) for row in told.rows), default=1) for i in range(len(told.head))]
         widths = [max(1, longest, cell_len(name)) for longest, name in zip(cells, told.head, strict=True)]
         asked = [min(longest, self._cell) for longest in cells[:words]]
-        heads = [*asked, *cells[words:]]
+        pieces = [max((cell_len(piece) for piece in name.split()), default=1) for name in told.head]
+        whole = [max(pair) for pair in zip([*asked, *cells[words:]], pieces, strict=True)]
+        folded = [max(min(longest, _LEAST), piece) for longest, piece in zip(asked, pieces, strict=False)]
         least = [*(min(longest, _LEAST) for longest in asked), *cells[words:]]
-        for floor in ([*asked, *widths[words:]], heads, least):
+        for floor in ([*whole[:words], *widths[words:]], whole, [*folded, *whole[words:]], least):
             while sum(widths) > room:
                 over = [i for i, width in enumerate(widths) if width > max(1, floor[i])]
                 if not over:

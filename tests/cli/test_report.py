@@ -12,7 +12,7 @@ from diffharness.cli.main import app
 from diffharness.records import RunRecord
 from diffharness.records.bisect import BisectRecord, StepRow
 from diffharness.records.gate import GateRecord
-from diffharness.records.run import ArtifactSubject
+from diffharness.records.subject import ArtifactSubject
 from diffharness.report import html, markdown, terminal
 from diffharness.report import json as as_json
 from diffharness.report.saved import _names

@@ -7,12 +7,12 @@ recorded, `n_tokens`. The action `alter` lets the node compute something wrong, 
 
 from __future__ import annotations
 
-import sys
-import textwrap
 from pathlib import Path
 
-_SITECUSTOMIZE = """
-import ctypes, importlib.abc, importlib.machinery, os, signal, sys, time
+from .patched import patched_python
+
+_PATCH = """
+import ctypes, os, signal, time
 
 NODE, ACTION, WHEN = {node!r}, {action!r}, {when!r}
 
@@ -84,38 +84,9 @@ def patch(worker):
 
     worker.run, worker.NodeReader._ask = patched_run, acting(ask)
     NodeRecorder._ask, NodeRecorder._done = acting(record_ask), patched_done
-
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "diffharness.engine.worker":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            execute(module)
-            patch(module)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Finder())
 """
 
 
 def planted_python(folder: Path, action: str, *, node: str = "ffn_norm-1", when: str = "True") -> Path:
     """A script to give as `EngineSettings.python`; `action` is a signal's name or one of `act`'s words."""
-    folder.mkdir(parents=True, exist_ok=True)
-    code = _SITECUSTOMIZE.format(node=node, action=action, when=when)
-    (folder / "sitecustomize.py").write_text(code)
-    script = folder / "python"
-    script.write_text(
-        textwrap.dedent(f"""\
-            #!/bin/sh
-            PYTHONPATH='{folder}' exec '{sys.executable}' "$@"
-            """)
-    )
-    script.chmod(0o755)
-    return script
+    return patched_python(folder, "diffharness.engine.worker", _PATCH.format(node=node, action=action, when=when))

@@ -6,12 +6,12 @@ imported. `when` is a Python expression over the cell's `request` and its `setti
 
 from __future__ import annotations
 
-import sys
-import textwrap
 from pathlib import Path
 
-_SITECUSTOMIZE = """
-import importlib.abc, importlib.machinery, os, signal, sys, time
+from .patched import patched_python
+
+_PATCH = """
+import os, signal, time
 
 ACTION, WHEN, NODE, ROW, SIZE = {action!r}, {when!r}, {node!r}, {row!r}, {size!r}
 
@@ -50,31 +50,14 @@ def patch(exercise):
         return wanted
 
     def patched_write(self, tap, start, values):
-        if ACTION == "skew" and is_meant() and tap == now.get("skewed", "logits") and start <= ROW < start + len(values):
+        is_tap = tap == now.get("skewed", "logits")
+        if ACTION == "skew" and is_meant() and is_tap and start <= ROW < start + len(values):
             values = values.copy()
             values[ROW - start, :3] += SIZE
         return write(self, tap, start, values)
 
     exercise.perform, exercise.Player.play, exercise.CaptureWriter.write = patched_perform, patched_play, patched_write
     exercise.NodeReader._ask = patched_ask
-
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "diffharness.engine.exercise":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            execute(module)
-            patch(module)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Finder())
 """
 
 
@@ -86,15 +69,8 @@ def planted_cells(
     `action` is a signal's name, `hang`, `silent`, or `skew`: `size` is added to three logits of token `row`. A death
     is at `node` in a run that is traced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    code = _SITECUSTOMIZE.format(action=action, when=when, node=node, row=row, size=size)
-    (folder / "sitecustomize.py").write_text(code)
-    script = folder / "python"
-    script.write_text(
-        textwrap.dedent(f"""\
-            #!/bin/sh
-            PYTHONPATH='{folder}' exec '{sys.executable}' "$@"
-            """)
+    return patched_python(
+        folder,
+        "diffharness.engine.exercise",
+        _PATCH.format(action=action, when=when, node=node, row=row, size=size),
     )
-    script.chmod(0o755)
-    return script

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-_SITECUSTOMIZE = """
-import importlib.abc, importlib.machinery, os, signal, sys, time
+from .patched import patched_python
+
+_BEFORE = """
+import os, signal, time
 
 CODE = {code!r}
 
 
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "diffharness.engine.worker":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        execute = spec.loader.exec_module
+def patch(worker):
+    run = worker.run
 
-        def exec_module(worker):
-            execute(worker)
-            run = worker.run
+    def before(session, job):
+        exec(CODE, dict(job=job, session=session, worker=worker, os=os, signal=signal, time=time))
+        return run(session, job)
 
-            def before(session, job):
-                exec(CODE, dict(job=job, session=session, worker=worker, os=os, signal=signal, time=time))
-                return run(session, job)
-
-            worker.run = before
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Finder())
+    worker.run = before
 """
 
 SAME = ""
@@ -48,9 +35,4 @@ HANGS_LOADING = "session.phase('load'); time.sleep(1000)"
 
 def stand_in(folder: Path, code: str = SAME) -> Path:
     """A script to give as an engine; `code` sees `job`, `session`, `worker`, `os`, `signal`, `time`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(code=code))
-    script = folder / "python"
-    script.write_text(f"#!/bin/sh\nPYTHONPATH='{folder}' exec '{sys.executable}' \"$@\"\n")
-    script.chmod(0o755)
-    return script
+    return patched_python(folder, "diffharness.engine.worker", _BEFORE.format(code=code))

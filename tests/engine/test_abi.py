@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from diffharness.engine import abi, bindings
+from diffharness.engine import abi, loading
 from diffharness.errors import EngineError
 
 seen = pytest.mark.skipif(
@@ -18,7 +18,7 @@ seen = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def llama() -> Any:
-    return bindings.load_llama()
+    return loading.load_llama()
 
 
 STRUCTURES = list(abi.PROBES)

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from diffharness.engine import bindings
+from diffharness.engine import bindings, loading
 from diffharness.errors import EngineError
 
 
 @pytest.fixture(scope="module")
 def llama() -> Any:
-    return bindings.load_llama()
+    return loading.load_llama()
 
 
 @pytest.fixture(scope="module")
 def ggml(llama: Any) -> bindings.Ggml:
-    return bindings.load_ggml(llama)
-
-
-def test_only_the_low_level_module_is_loaded(llama: Any) -> None:
-    assert llama.__name__ == "llama_cpp.llama_cpp"
-    assert llama.llama_context_default_params().n_batch == 2048
-
-
-def test_one_copy_of_libggml_base(llama: Any, ggml: bindings.Ggml) -> None:
-    assert len(bindings.loaded_libraries("libggml-base")) == 1
-    assert Path(ggml.library._name).samefile(bindings.loaded_libraries("libggml-base")[0])
+    return loading.load_ggml(llama)
 
 
 def test_types_by_name(llama: Any, ggml: bindings.Ggml) -> None:
@@ -114,44 +103,4 @@ def test_a_layout_that_does_not_fit_is_refused(ggml: bindings.Ggml, monkeypatch:
 def test_a_library_without_a_function_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bindings._SIGNATURES, "ggml_of_tomorrow", (None, []))
     with pytest.raises(EngineError, match="no function ggml_of_tomorrow"):
-        bindings.load_ggml(bindings.load_llama())
-
-
-def test_structures_are_checked_on_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(llama: Any) -> None:
-        raise EngineError("they do not fit")
-
-    monkeypatch.setattr(bindings, "check_structures", refuse)
-    with pytest.raises(EngineError, match="they do not fit"):
-        bindings.load_llama()
-
-
-def test_bindings_that_are_too_old_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bindings, "_CALLED", ("llama_of_tomorrow",))
-    with pytest.raises(EngineError, match="has no llama_of_tomorrow"):
-        bindings.load_llama()
-
-
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (
-            AttributeError("/x/libllama.so: undefined symbol: llama_version"),
-            "has no llama_version, which these bindings call",
-        ),
-        (ImportError("No module named 'typing_extensions'"), "has no typing_extensions"),
-        (
-            RuntimeError("/x/libllama.so: wrong ELF class: ELFCLASS32"),
-            "not for this processor and system, or not whole",
-        ),
-        (RuntimeError("/lib/libc.so.6: version `GLIBC_2.38' not found"), "needs GLIBC_2.38 of the system"),
-        (
-            RuntimeError("libcudart.so.12: cannot open shared object file: No such file or directory"),
-            "the library needs libcudart.so.12, which is not here",
-        ),
-        (OSError("something new"), "llama_cpp does not load: something new"),
-    ],
-)
-def test_what_the_loader_says_in_words(error: Exception, says: str) -> None:
-    told = bindings._not_loaded(error)
-    assert says in told.message and str(error) in told.message and told.hint
+        loading.load_ggml(loading.load_llama())

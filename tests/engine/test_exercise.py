@@ -8,9 +8,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from diffharness.engine.crash import EngineCrash
 from diffharness.engine.exercising import LOGITS, Exerciser, Text, delete
 from diffharness.engine.feeding import Feed, Way
-from diffharness.engine.process import EngineCrash
 from diffharness.engine.runner import Engine
 from diffharness.metrics import nmse
 from diffharness.settings import EngineSettings

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffharness.engine import recording
+from diffharness.engine import process, recording
 from diffharness.engine.bindings import GgmlTensor
-from diffharness.engine.process import EngineCrash
+from diffharness.engine.crash import EngineCrash
 from diffharness.engine.recorder import Evaluation, Recorder, one_by_one, schedule
 from diffharness.engine.runner import Engine
 from diffharness.errors import FixtureError, SettingsError
@@ -140,6 +140,27 @@ def test_a_hang_ends(quick: EngineSettings, llama_gguf: Path, ids: list[int], tm
     with recorder(settings, llama_gguf, schedule(ids, 8)) as recorded, pytest.raises(EngineCrash) as caught:
         list(recorded)
     assert caught.value.kind == "hang"
+
+
+@pytest.mark.parametrize(("own", "told"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_the_engine_s_threads_sleep_while_this_process_works(
+    quick: EngineSettings, llama_gguf: Path, ids: list[int], monkeypatch: pytest.MonkeyPatch, own: str | None, told: str
+) -> None:
+    environments: list[dict[str, str]] = []
+
+    def popen(*_: object, env: dict[str, str], **__: object) -> None:
+        environments.append(env)
+        raise FileNotFoundError(2, "no such file")
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    monkeypatch.setattr(process.subprocess, "Popen", popen)
+    with pytest.raises(EngineCrash):
+        recorder(quick, llama_gguf, schedule(ids, 4))
+    with pytest.raises(EngineCrash):
+        Engine(quick).info()
+    assert [env.get("OMP_WAIT_POLICY") for env in environments] == [told, own]
 
 
 def test_schedules() -> None:

@@ -149,3 +149,12 @@ def test_the_first_value_that_is_not_finite_is_named_with_what_came_near_overflo
     [finding] = noise.findings(report, graph="pass", kernel="pass", model="m.gguf")
     assert "not finite is in blk.1.attn_ctx, token 286; blk.1.attn_k_rope reaches 65000" in finding.message
     assert finding.kind == "inconclusive" and finding.next_step == "diffharness replay m.gguf --tokens 287"
+
+
+def test_what_is_not_simulated_or_routed_is_not_judged_by_its_excess() -> None:
+    wrong, right = noisy(0.5, 3), noisy(0.02, 3)
+    for more in ({"simulated_all": False}, {"routed": True}):
+        found = noise.drift(LOGITS, noisy(0.02, 2), wrong, ROWS, POSITIONS, FLOORS, **more)
+        assert found.ok is None and found.low > found.limit
+        assert noise.findings(NoiseReport(drift=found), graph="pass", kernel="pass", model="m.gguf") == []
+        assert noise.drift(LOGITS, noisy(0.02, 2), right, ROWS, POSITIONS, FLOORS, **more).ok

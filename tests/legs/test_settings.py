@@ -142,3 +142,57 @@ def test_a_pair_that_fails_at_one_token_says_so() -> None:
     message = outcome.findings[0].message
     assert "first at token 50 with" in message and message.endswith("the cell is the one")
     assert found.token_nmse is not None and found.token_floor is not None and found.token_nmse > found.token_floor
+
+
+def off_by(nmse: np.ndarray) -> metrics.LogitComparison:
+    """Logits that are off by that NMSE at each token."""
+    a = LOGITS[: nmse.size]
+    return metrics.compare_logits(a, (a * (1 + np.sqrt(nmse)[:, None])).astype(np.float32))
+
+
+def test_tokens_behind_a_flipped_one_may_be_as_far_off() -> None:
+    error = np.array([0.0, 0.4, 0.1, 0.0, 0.3, 0.2, np.nan, 0.1])
+    flipped = np.array([False, True, False, False, False, True, True, False])
+    chunk_of = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    assert settings.passed_on(error, flipped, chunk_of).tolist() == [0, 0, 0.4, 0.4, 0, 0, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(("size", "ok"), [(0.3, True), (2.0, False)])
+def test_what_a_flipped_token_passes_on_is_no_fault_and_more_is_one(size: float, ok: bool) -> None:
+    logits = off_by(np.array([0.0, 0.5, size, 0.0]))
+    flipped = np.array([False, True, False, False])
+    limit = settings.Bound(1e-6, np.full(4, 1e-5))
+    behind = settings.passed_on(logits.nmse_series, flipped, np.zeros(4, dtype=np.int64))
+    found = settings.judge_logits(logits, limit, leave_out=flipped, passed_on=behind)
+    assert found.ok is ok and found.above.tolist() == ([] if ok else [2])
+    assert not settings.judge_logits(logits, limit, leave_out=flipped).ok
+
+
+def test_a_token_before_the_flipped_one_is_not_excused() -> None:
+    logits = off_by(np.array([0.3, 0.5, 0.0, 0.0]))
+    flipped = np.array([False, True, False, False])
+    behind = settings.passed_on(logits.nmse_series, flipped, np.zeros(4, dtype=np.int64))
+    limit = settings.Bound(1e-6, np.full(4, 1e-5))
+    assert settings.judge_logits(logits, limit, leave_out=flipped, passed_on=behind).first == 0
+
+
+def test_where_few_tokens_make_the_mean_any_token_may_reach_it() -> None:
+    tokens = np.full(64, 1e-6)
+    tokens[5] = 6.4
+    limit = settings.bound("rounding", settings.Control(0.1, tokens), np.array([3]), FLOORS)
+    np.testing.assert_allclose(limit.tokens, 1e-5 + 30 * 0.1)
+
+
+@pytest.mark.parametrize(("far", "ok"), [([7], True), ([7, 30], False)])
+def test_a_token_that_no_rounding_leaves_as_it_is_may_be_as_far_off_as_another(far: list[int], ok: bool) -> None:
+    tokens = np.full(64, 1e-6)
+    tokens[20] = 0.5  # the control's worst, at another token
+    error = np.zeros(64)
+    error[far] = 2.0
+    logits = off_by(error)
+    control, floors = settings.Control(0.01, tokens), FLOORS | {"settings.isolated_share": 0.01}
+    found = settings.judge_logits(logits, settings.bound("rounding", control, logits.rows, floors))
+    assert (
+        found.ok is ok
+        and not settings.judge_logits(logits, settings.bound("rounding", control, logits.rows, FLOORS)).ok
+    )

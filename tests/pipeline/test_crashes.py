@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffharness.engine.process import CrashKind, EngineCrash
+from diffharness.engine.crash import CrashKind, EngineCrash
 from diffharness.pipeline.crashes import crash_finding
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from diffharness.captures import Capture, CaptureWriter
+from diffharness.engine.feeding import Feed
 from diffharness.legs.settings import Bound
-from diffharness.pipeline.first_tap import Place, locate
+from diffharness.pipeline.cell_judge import Judged
+from diffharness.pipeline.first_tap import Locator, Place, locate
+from diffharness.pipeline.grids import Cell
+from diffharness.records import SettingsPair
+from diffharness.records.matrix import CellRow
 
 N, WIDTH, EXPERTS = 40, 24, 6
 FLOORS = {
@@ -86,3 +92,33 @@ def test_routers_that_are_far_off_are_no_near_ties(tmp_path: Path) -> None:
     wrong[12, 3] = 30.0
     found = place(tmp_path, {"blk.0.moe_logits": wrong}, top_k=3)
     assert (found.tap, found.token) == ("blk.0.moe_logits", 12)
+
+
+@pytest.mark.parametrize(("size", "token"), [(0.5, None), (3.0, 25)])
+def test_what_attends_to_a_near_tie_may_be_as_far_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float, token: int | None
+) -> None:
+    monkeypatch.setitem(TRUE, "blk.0.moe_logits", TRUE["blk.0.moe_logits"].copy())
+    TRUE["blk.0.moe_logits"][9] = 10, 9, 8, 7.99, 0, 0
+    swap = np.zeros_like(TRUE["blk.0.moe_logits"])
+    swap[9, 2:4] = -0.02, 0.02
+    other = np.zeros_like(TRUE["blk.1.layer_out"])
+    other[9], other[25] = 1.0, size
+    found = place(tmp_path, {"blk.0.moe_logits": swap, "blk.1.layer_out": other}, top_k=3)
+    assert found.token == token
+    before = np.zeros_like(other)
+    before[9], before[4] = 1.0, 0.5  # nothing attends to what comes later
+    assert place(tmp_path, {"blk.0.moe_logits": swap, "blk.1.layer_out": before}, top_k=3).token == 4
+
+
+@pytest.mark.parametrize(("top_k", "status"), [(None, "fail"), (2, "not judged")])
+def test_what_cannot_be_placed_is_not_judged_where_experts_may_nearly_tie(top_k: int | None, status: str) -> None:
+    cell = Cell(label="several", dimension="feeding", floor="rounding", feed=Feed(way="sequences"))
+    row = CellRow(
+        label=cell.label, dimension="feeding", feed="sequences", against="base", floor="rounding", lossy=False,
+        status="fail",
+    )  # fmt: skip
+    pair = SettingsPair(a="base", b="several", ok=False, nmse=1.0, floor=0.1)
+    judged = Judged(row, pair, compared=SimpleNamespace())  # type: ignore[arg-type]
+    Locator(SimpleNamespace(runs=None), top_k).place(cell, judged)  # type: ignore[arg-type]
+    assert row.status == status and (judged.pair is None) == (top_k is not None)

@@ -11,7 +11,7 @@ import pytest
 
 from diffharness import kld
 from diffharness.captures import Capture, CaptureWriter
-from diffharness.engine.process import EngineCrash
+from diffharness.engine.crash import EngineCrash
 from diffharness.errors import ArtifactFileError, BadInputError, CheckpointError, SettingsError
 from diffharness.fixture import from_ids
 from diffharness.pipeline import grading, logit_series

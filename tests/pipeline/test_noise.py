@@ -217,3 +217,22 @@ def test_an_engine_that_dies_with_its_taps_leaves_the_drift(
     found = judged(work, run, defined)
     assert found.report.drift is not None and found.report.layers == []
     assert "SIGSEGV" in str(found.report.reason)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept", "all_simulated"),
+    [
+        ({}, 50, True),  # the second chunk has 40 tokens
+        ({"n_ubatch": 7}, 90, False),
+        ({"n_ubatch": 64}, 14, True),
+        ({"n_ubatch": 7, "flash_attn": "off"}, 90, True),
+        ({"n_ubatch": 7, "type_k": "F32", "type_v": "F32"}, 90, True),
+    ],
+)
+def test_tokens_that_flash_attention_sums_in_float16_are_not_simulated(
+    changes: dict[str, Any], kept: int, all_simulated: bool
+) -> None:
+    chunks = [np.arange(100), np.arange(40)]
+    scored = np.arange(50, 140)
+    rows, simulated = noise.simulated_rows(chunks, scored, load_engine("native").changed(**changes))
+    assert (len(rows), simulated) == (kept, all_simulated)

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from diffharness.errors import UnsupportedError
 from diffharness.fixture import from_ids, save_fixture
+from diffharness.pipeline import replaying
 from diffharness.pipeline.replaying import ONE_BY_ONE, Recording, ReplayRequest, replay_leg, replay_model
 from diffharness.pipeline.request import RunRequest
 from diffharness.records.base import parse
 from diffharness.records.replay import ReplayRecord
+from diffharness.replay.driver import Outcome
 from diffharness.report.document import to_text
 from diffharness.report.replay import document
 from diffharness.settings import EngineSettings, data_dir, load_tolerances
@@ -102,6 +105,28 @@ def test_a_node_that_is_wrong_only_sometimes(llama_gguf: Path, tmp_path: Path) -
     when = f"n_tokens > 1 and not __import__('os').path.exists({str(mark)!r}) and open({str(mark)!r}, 'w')"
     record = replayed(llama_gguf, planted(tmp_path, "ffn_up-1", when))
     assert "the same settings again" in record.findings[0].evidence["cures"]
+
+
+@pytest.mark.parametrize(("cores", "engine", "left"), [(2, 2, 1), (8, 2, 6), (16, 4, 7), (2, 8, 1)])
+def test_torch_takes_the_cores_that_the_engine_leaves(
+    llama_gguf: Path, monkeypatch: pytest.MonkeyPatch, cores: int, engine: int, left: int
+) -> None:
+    seen: list[int] = []
+
+    def replay(*_: object) -> Outcome:
+        seen.append(torch.get_num_threads())
+        return Outcome()
+
+    monkeypatch.setattr(replaying, "usable_cores", lambda: cores)
+    monkeypatch.setattr(replaying, "replay", replay)
+    before = torch.get_num_threads()
+    torch.set_num_threads(7)  # no more than these, whatever is left
+    try:
+        with open_gguf(llama_gguf) as artifact:
+            Recording(artifact, [1, 2, 3, 4], QUICK.changed(threads=engine)).replayed()
+        assert (seen, torch.get_num_threads()) == ([left], 7)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_engine_that_dies(llama_gguf: Path, tmp_path: Path) -> None:

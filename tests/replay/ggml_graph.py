@@ -14,15 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffharness.engine.bindings import (
-    _FLOATS,
-    _UNNAMED_TYPES,
-    GgmlTensor,
-    _InitParams,
-    load_ggml,
-    load_llama,
-    loaded_libraries,
-)
+from diffharness.engine.bindings import _FLOATS, _UNNAMED_TYPES, GgmlTensor, _InitParams
+from diffharness.engine.loading import load_ggml, load_llama, loaded_libraries
 from diffharness.recorded import Path, RecordedNode, Value
 
 MEMORY = 64 << 20

@@ -187,3 +187,15 @@ def test_which_type_decides() -> None:
     assert arithmetic_type(node("CPY", half, X)) == "F16"
     assert arithmetic_type(node("FLASH_ATTN_EXT", X, X, half, half)) == "F16"
     assert arithmetic_type(node("GET_ROWS", X, weight("w", (6, 32), "Q4_K"), ids)) == "Q4_K"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_was_given_values_that_are_not_finite_is_not_accused(bad: float) -> None:
+    x = X.copy()
+    x[2, 3] = bad
+    found = run([node("DOUBLE", np.zeros_like(x), x)])
+    assert not found.replayed and found.without["DOUBLE"] == 1 and "not finite" in found.refused["DOUBLE"]
+    made_here = 2 * X
+    made_here[2, 3] = bad
+    assert run([node("DOUBLE", made_here, X)]).replayed[0].distance.nmse == np.inf
+    assert run([node("DOUBLE", 2 * x, x)]).replayed[0].distance.nmse == 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from diffharness.records.bisect import BisectRecord, StepRow
-from diffharness.records.run import ArtifactSubject, LogitStats
+from diffharness.records.legs import LogitStats
+from diffharness.records.subject import ArtifactSubject
 from diffharness.report.bisect import document, line
 from diffharness.report.document import to_markdown, to_text
 from tests.report.conftest import EVIL

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 from diffharness.forensics.gate import NotRun
 from diffharness.records.gate import GateRecord
-from diffharness.records.run import TokensLeg
+from diffharness.records.legs import TokensLeg
 from diffharness.report.ci import to_annotations, to_junit
 from tests.forensics.gate.evidence import graded
 from tests.report.conftest import EVIL

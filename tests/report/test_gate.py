@@ -8,7 +8,7 @@ from diffharness.forensics.gate import NotRun, conclude, judge, load_gate
 from diffharness.records.base import parse
 from diffharness.records.gate import GateRecord, GateScores, RuleRow
 from diffharness.records.grade import Estimate
-from diffharness.records.run import ArtifactSubject, CheckpointSubject, FixtureSubject, Subject
+from diffharness.records.subject import ArtifactSubject, CheckpointSubject, FixtureSubject, Subject
 from diffharness.report.document import to_markdown, to_text
 from diffharness.report.gate import document, limit, measured
 from tests.forensics.gate.evidence import evidence, graded

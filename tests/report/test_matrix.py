@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.records import ArtifactSubject, Finding, FixtureSubject, LogitStats, Subject, Verdict
+from diffharness.records.legs import Leg
 from diffharness.records.matrix import CellRow, MatrixBase, MatrixRecord
-from diffharness.records.run import Leg
 from diffharness.report.document import to_markdown, to_text
 from diffharness.report.matrix import document
 from tests.report.conftest import EVIL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffharness.records.grade import Estimate, KlStatistics
 from diffharness.records.recipe import Baseline, RecipeRecord, Rung, Written
-from diffharness.records.run import CheckpointSubject, FixtureSubject
+from diffharness.records.subject import CheckpointSubject, FixtureSubject
 from diffharness.report.document import to_markdown, to_text
 from diffharness.report.recipe import document
 from tests.report.conftest import EVIL

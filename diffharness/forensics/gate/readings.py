@@ -11,7 +11,7 @@ from typing import Literal
 
 from diffharness.records.grade import GradeRow, KlStatistics
 from diffharness.records.inspect import InspectRecord, Measures, TensorMeasures
-from diffharness.records.run import TokensLeg
+from diffharness.records.legs import TokensLeg
 from diffharness.taps import split
 from diffharness.words import listed
 

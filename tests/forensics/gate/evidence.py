@@ -7,7 +7,9 @@ from collections.abc import Callable
 from diffharness.forensics.gate import Evidence
 from diffharness.records.grade import ControlRow, EngineGrade, Estimate, GradeRow, KlStatistics
 from diffharness.records.inspect import InspectRecord, Measures, TensorMeasures
-from diffharness.records.run import ArtifactSubject, Subject, TokensLeg, Verdict
+from diffharness.records.legs import TokensLeg
+from diffharness.records.run import Verdict
+from diffharness.records.subject import ArtifactSubject, Subject
 
 
 def measures(error: float) -> Measures:

@@ -10,7 +10,7 @@ from diffharness.forensics.gate import Evidence, Gate, NotRun, conclude, judge, 
 from diffharness.records.gate import RuleRow
 from diffharness.records.grade import EngineGrade
 from diffharness.records.inspect import InspectRecord
-from diffharness.records.run import MetadataRow, TokensLeg
+from diffharness.records.legs import MetadataRow, TokensLeg
 from tests.forensics.gate.evidence import evidence, graded, measures
 
 SHIPPED = load_gate()

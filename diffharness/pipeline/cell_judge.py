@@ -10,9 +10,9 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from diffharness.engine.crash import EngineCrash
 from diffharness.engine.exercising import LOGITS, CellRun, Text, delete
 from diffharness.engine.feeding import Feed
-from diffharness.engine.process import EngineCrash
 from diffharness.errors import SettingsError
 from diffharness.legs.compare import logit_stats
 from diffharness.legs.settings import Control, Judgement, as_pair, bound, judge_logits
@@ -50,7 +50,7 @@ class Judged:
     compared: Compared | None = None
 
 
-class Bench:
+class CellJudge:
     """Takes cell after cell. `windowed` is whether the model has a sliding window."""
 
     def __init__(self, runs: CellRuns, floors: Floors, *, windowed: bool = False) -> None:
@@ -189,7 +189,7 @@ class Bench:
     def _crashed(self, cell: Cell, row: CellRow, settings: EngineSettings, crash: EngineCrash) -> Judged:
         """A refusal is a cell that did not run; a death is a finding, with its node from a traced run."""
         row.reason = crash.message
-        if crash.kind == "refused":
+        if crash.is_unusable:
             return Judged(row)
         row.status = "crash"
         node = self.runs.node_of(cell, settings, crash)
