@@ -7,15 +7,17 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from bench import engine, reference
+from bench import engine, kernel, reference
 from diffharness.machine import this_machine
 
 
 def main() -> int:
     machine = this_machine()
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(f"SmolLM2-135M-Instruct Q4_1, 512 tokens, {machine.cores} cores, {machine.cpu}")
-    rows = [*reference.speed(), *reference.memory(), *engine.engine_and_run()]
+    console.print(
+        f"SmolLM2-135M-Instruct Q4_1, 512 tokens unless it says otherwise, {machine.cores} cores, {machine.cpu}"
+    )
+    rows = [*reference.speed(), *reference.memory(), *kernel.kernel_leg(), *engine.engine_and_run()]
     table = Table("ratio", "limit", "", "what", "measured", box=None, pad_edge=False)
     for row in rows:
         limit = "" if row.limit is None else f"{row.limit:.2f}"

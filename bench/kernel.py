@@ -10,11 +10,13 @@ import tempfile
 from pathlib import Path
 
 from bench.model import gemma3_270m, smollm2, token_ids
-from bench.peak import status
+from bench.peak import mark, status
 from bench.timing import Row, seconds
 from diffharness.engine.runner import Engine
 from diffharness.pipeline.replaying import Recording
+from diffharness.recorded import RecordedNode
 from diffharness.settings import EngineSettings, load_engine
+from diffharness.weights.dequant import byte_size
 from diffharness.weights.gguf_file import GgufFile, open_gguf
 
 N_TOKENS, N_SINGLE = 128, 2
@@ -42,7 +44,7 @@ def measure(artifact: GgufFile, native: EngineSettings) -> dict[str, float]:
     """Seconds as medians of pairs; bytes that the leg adds to what is resident, and those of the largest node."""
     ids = token_ids(artifact.vocab_size, N_TOKENS + N_SINGLE)
     recording = Recording(artifact, ids.tolist(), native, N_TOKENS, N_SINGLE)
-    before = _mark()
+    before = mark()
     outcome = recording.replayed()
     peak = status("VmHWM") - before
     with tempfile.TemporaryDirectory() as folder:
@@ -55,9 +57,7 @@ def measure(artifact: GgufFile, native: EngineSettings) -> dict[str, float]:
             for _ in range(ROUNDS)
         ]
     leg, alone = (statistics.median(side) for side in zip(*pairs, strict=True))
-    largest = max(
-        sum(_n_bytes(value) for value in (each.node.out, *each.node.sources) if value) for each in outcome.replayed
-    )
+    largest = max(_n_bytes(each.node) for each in outcome.replayed)
     return {
         "ratio": statistics.median(a / b for a, b in pairs),
         "leg": leg,
@@ -65,6 +65,11 @@ def measure(artifact: GgufFile, native: EngineSettings) -> dict[str, float]:
         "peak": peak,
         "largest": largest,
     }
+
+
+def _n_bytes(node: RecordedNode) -> int:
+    """Of the output and the sources, each as it is stored."""
+    return sum(byte_size(value.type, value.shape) for value in (node.out, *node.sources) if value is not None)
 
 
 def main() -> None:

@@ -28,6 +28,13 @@ def status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def mark() -> int:
+    """Set the high-water mark to what is resident now, in bytes."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
 def main() -> None:
     path, n_tokens = sys.argv[1], int(sys.argv[2])
     with open_gguf(path) as artifact:
@@ -52,9 +59,7 @@ def main() -> None:
                 of_layer[layer] += width * n_tokens * 4
 
         torch.ones(64, 64) @ torch.ones(64, 64)  # threads and their stacks are there now
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
-        before = status("VmRSS")
+        before = mark()
         logits = reference.run([ids])
         peak = status("VmHWM") - before
         assert logits is not None

@@ -15,7 +15,6 @@ from diffharness.errors import DiffharnessError, EngineError, FixtureError, Outp
 
 CrashKind = Literal["signal", "abort", "exit", "hang", "oom", "refused"]
 
-START_S = 120.0  # an interpreter that has not begun by then runs something else
 _PATH = re.compile(r"\S*/\S*")
 _NO_MEMORY = re.compile(r"failed to allocate|unable to allocate|out of memory|bad_alloc|cannot allocate memory", re.I)
 _NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '(?P<name>\w+)")
@@ -69,6 +68,7 @@ class Ended:
 
     python: str
     limit_s: float
+    start_s: float  # what it had to begin in
     timed_out: bool
     code: int
 
@@ -96,7 +96,7 @@ def _not_begun(ended: Ended, words: Sequence[str]) -> EngineCrash:
     if found:
         what, hint = f"has no {found['name']}", f"{ended.python} -m pip install {found['name']}"
     else:
-        limit_s, code = min(ended.limit_s, START_S), ended.code
+        limit_s, code = min(ended.limit_s, ended.start_s), ended.code
         ends = f"has not begun after {limit_s:g} s" if ended.timed_out else f"ends with exit code {code}"
         what = f"is no interpreter that can run the engine: it {ends}" + (f" and says {said!r}" if said else "")
         hint = "give a Python 3.10 or newer with llama-cpp-python"

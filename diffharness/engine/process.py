@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import diffharness
 from diffharness.engine.capture import HEARTBEAT_SIZE, read_heartbeat
-from diffharness.engine.crash import START_S, Ended, EngineCrash, failure
+from diffharness.engine.crash import Ended, EngineCrash, failure
 from diffharness.settings import EngineSettings
 
 Progress = Callable[[int, int], None]
@@ -52,6 +52,7 @@ NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
 
 _LAST_WORDS = 400  # lines of standard error that are kept
 _LONGEST_LINE = 1 << 16  # bytes; what is longer comes as several lines
+_START_S = 120.0  # an interpreter that has not begun by then runs something else
 
 
 def run_job(
@@ -201,7 +202,7 @@ class _Worker:
                     if ended:
                         return None
                     has_begun = has_begun or bool(read_heartbeat(self._heartbeat_fd))
-                    if not has_begun and time.monotonic() - began > START_S:
+                    if not has_begun and time.monotonic() - began > _START_S:
                         break
                     continue
                 chunk = self._events.read(1 << 16)
@@ -237,7 +238,7 @@ class _Worker:
     @property
     def ended(self) -> Ended:
         """How it came to its end, as far as it has."""
-        return Ended(self.python, self.limit_s, self.timed_out, self.process.returncode)
+        return Ended(self.python, self.limit_s, _START_S, self.timed_out, self.process.returncode)
 
     def _wait(self, deadline: float) -> None:
         try:

@@ -9,16 +9,20 @@ from diffharness.records import Finding
 
 def crash_reason(what: str, crash: EngineCrash) -> str:
     """Why there is nothing of `what`, in one sentence."""
-    ended = "refused" if crash.kind == "refused" else "died"
-    return f"the engine {ended} ({what}): {crash.message}"
+    return f"the engine {_ended(crash)} ({what}): {crash.message}"
+
+
+def _ended(crash: EngineCrash) -> str:
+    if crash.phase in ("start", "import"):
+        return "cannot be used"
+    return "refuses the artifact" if crash.is_unusable else "died"
 
 
 def crash_finding(what: str, crash: EngineCrash, found: Survival | None = None) -> Finding:
     """`what` the engine was doing; `found` is what is known of its node and of settings that survive."""
     if crash.is_unusable:
         # Not a death over the model: the engine says no, or does not even load, and another build may say yes.
-        told = "cannot be used" if crash.phase in ("start", "import") else "refuses the artifact"
-        message = f"the engine {told} ({what}): {crash.message}"
+        message = crash_reason(what, crash)
         return Finding(kind="inconclusive", leg=None, message=message, evidence=crash.as_dict())
     node = found.node if found is not None else crash.node
     at = f" in node {node.get('node')} ({node.get('op')})" if node else ""

@@ -101,7 +101,8 @@ def _run(
                 log.debug("llama.cpp: %s", line)
             return run
         except EngineCrash as crash:
-            request.say(f"the engine died ({crash.message}); looking for settings that survive")
+            if not crash.is_unusable:
+                request.say(f"the engine died ({crash.message}); looking for settings that survive")
             found = survive(crash, settings, model, chunks, out, taps=taps, overrides=request.overrides, meta=meta)
             runs.findings.append(crash_finding(what, crash, found))
             if found.run is None:

@@ -108,7 +108,8 @@ def _base(work: Work) -> _Ran:
             run = Engine(request.engine).capture(model, chunks, out, taps=(), overrides=request.overrides)
             return _Ran(run)
         except EngineCrash as crash:
-            request.say(f"the engine died ({crash.message}); looking for settings that survive")
+            if not crash.is_unusable:
+                request.say(f"the engine died ({crash.message}); looking for settings that survive")
             found = survive(crash, request.engine, model, chunks, out, taps=(), overrides=request.overrides)
             reason = None if found.run is not None else crash_reason("base", crash)
             return _Ran(found.run, found.label, [crash_finding("base", crash, found)], reason)

@@ -98,11 +98,46 @@ def _beside(engine_threads: int) -> Iterator[None]:
 
 
 def replay_leg(recording: Recording, floors: Floors, say: Say = lambda text: None) -> KernelOutcome:
-    """The kernel leg of one engine. An engine that dies or refuses makes a leg that did not run, and a finding."""
+    """The kernel leg of one engine. One that dies is a finding, and what is replayed then are settings that survive.
+
+    Where none do, and where the engine refuses, the leg did not run.
+    """
+    return _lasting(recording, floors, say)[0]
+
+
+def _lasting(recording: Recording, floors: Floors, say: Say) -> tuple[KernelOutcome, Recording]:
+    """The leg, and the recording that it is of: the one given, or one under the nearest settings that survive."""
     try:
-        return judged(recording, floors, say)
+        return judged(recording, floors, say), recording
     except EngineCrash as crash:
-        return _not_run(crash, crash_finding(_DOING, crash))
+        if not crash.is_unusable:
+            say(f"the engine died ({crash.message}); looking for settings that survive")
+        return _surviving(recording, crash, floors, say)
+
+
+def _surviving(recording: Recording, crash: EngineCrash, floors: Floors, say: Say) -> tuple[KernelOutcome, Recording]:
+    """After a death while recording: the node that it died in, and the replay under settings that survive."""
+    with tempfile.TemporaryDirectory(prefix="diffharness-") as folder:
+        survival = survive(
+            crash,
+            recording.settings,
+            recording.artifact.paths[0],
+            [np.array(each.tokens) for each in recording.evaluations[-1:]],
+            Path(folder) / "survived.safetensors",
+            taps=(),
+            overrides=recording.overrides,
+        )
+    finding = crash_finding(_DOING, crash, survival)
+    if survival.settings is None:
+        return _not_run(crash, finding), recording
+    under = replace(recording, settings=survival.settings)
+    try:
+        found = judged(under, floors, say)
+    except EngineCrash as again:
+        found = _not_run(again, crash_finding(_DOING, again))
+    reason = "; ".join(part for part in (f"replayed with {survival.label}", found.leg.reason) if part)
+    leg = found.leg.model_copy(update={"reason": reason})
+    return replace(found, leg=leg, findings=[finding, *found.findings]), under
 
 
 def judged(recording: Recording, floors: Floors, say: Say = lambda text: None) -> KernelOutcome:
@@ -214,13 +249,8 @@ def _replayed(request: ReplayRequest, artifact: GgufFile) -> ReplayRecord:
     run.say(
         f"recording {len(on[-1].tokens)} tokens as a batch and {max(0, len(on) - 2)} alone, and replaying each node"
     )
-    try:
-        with timings.step("replay"):
-            found = judged(recording, run.tolerances, run.say)
-    except EngineCrash as crash:
-        run.say(f"the engine died ({crash.message}); looking for settings that survive")
-        with timings.step("survive"):
-            found, recording = _surviving(request, recording, crash)
+    with timings.step("replay"):
+        found, recording = _lasting(recording, run.tolerances, run.say)
     subject = Subject(
         artifact=artifact_subject(run.model, artifact),
         fixture=fixture_subject(fixture),
@@ -228,28 +258,6 @@ def _replayed(request: ReplayRequest, artifact: GgufFile) -> ReplayRecord:
         machine=machine_subject(),
     )
     return _record(request, found, subject)
-
-
-def _surviving(request: ReplayRequest, recording: Recording, crash: EngineCrash) -> tuple[KernelOutcome, Recording]:
-    """After a death while recording: the node that it died in, and the replay under settings that survive."""
-    with tempfile.TemporaryDirectory(prefix="diffharness-") as folder:
-        survival = survive(
-            crash,
-            recording.settings,
-            recording.artifact.paths[0],
-            [np.array(each.tokens) for each in recording.evaluations[-1:]],
-            Path(folder) / "survived.safetensors",
-            taps=(),
-            overrides=recording.overrides,
-        )
-    finding = crash_finding(_DOING, crash, survival)
-    if survival.settings is None:
-        return _not_run(crash, finding), recording
-    under = replace(recording, settings=survival.settings)
-    found = replay_leg(under, request.run.tolerances, request.run.say)
-    reason = "; ".join(part for part in (f"replayed with {survival.label}", found.leg.reason) if part)
-    leg = found.leg.model_copy(update={"reason": reason})
-    return replace(found, leg=leg, findings=[finding, *found.findings]), under
 
 
 def _fixture(request: ReplayRequest, artifact: GgufFile) -> Fixture:

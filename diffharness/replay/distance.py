@@ -60,8 +60,8 @@ def quiet_power(replayed: Array) -> float:
     A single token has one row, which for an output of one value, such as the gate of a shared expert, is a single
     product of two vectors: by itself it cannot be told from one that cancels.
     """
-    rows = replayed.reshape(-1, replayed.shape[-1]).astype(np.float64)
-    return least_power(np.einsum("ij,ij->i", rows, rows))
+    rows = replayed.reshape(-1, replayed.shape[-1])
+    return least_power(_sums(rows, rows, None)[1])
 
 
 def nmse_by_row(engine: Array, replayed: Array) -> Float64Array:

@@ -16,7 +16,7 @@ def document(record: MatrixRecord) -> Document:
     """The record as a document."""
     remarks = _remarks(record)
     sections = [
-        Section(pairs=_about(record), tables=[_cells(record)], words=2),
+        Section(pairs=_about(record), tables=[_cells(record)] if record.cells else [], words=2),
         *([Section("Remarks", remarks=remarks)] if remarks else []),
     ]
     next_step = record.verdict.next_step
@@ -47,7 +47,7 @@ def _about(record: MatrixRecord) -> list[tuple[str, str]]:
     about.append(("base", text))
     counts = Counter(row.status for row in record.cells)
     told = [f"{counts[status]} {status}" for status in get_args(CellStatus) if counts[status]]
-    about.append(("cells", ", ".join(told)))
+    about.append(("cells", ", ".join(told) or "none was run"))
     return about
 
 

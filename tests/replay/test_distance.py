@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,16 @@ def test_a_single_row_that_cancels_is_measured_by_the_power_of_others() -> None:
     found = distance(a, b, quiet=quiet_power(others))
     assert found.nmse == found.worst_row_nmse < 1e-8
     assert distance(a * 1e5, b * 1e5, quiet=quiet_power(others)).nmse == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_power_of_many_rows_is_taken_in_pieces() -> None:
+    rows = RNG.standard_normal((1, 1, 64, 1 << 16)).astype(np.float32)
+    tracemalloc.start()
+    found = quiet_power(rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == pytest.approx(QUIET_SHARE * np.median((rows.astype(np.float64) ** 2).sum(axis=-1)), rel=1e-5)
+    assert peak < rows.nbytes / 4
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
