@@ -20,7 +20,7 @@ from diffharness import fixture as fixtures
 from diffharness import verdict
 from diffharness.engine.crash import EngineCrash
 from diffharness.engine.recorder import Evaluation, Recorder, one_by_one, schedule
-from diffharness.engine.runner import Engine, check_overrides
+from diffharness.engine.runner import RESIDUALS, Engine, check_overrides
 from diffharness.engine.survive import survive
 from diffharness.errors import ArtifactFileError, InconclusiveError, SettingsError, UnsupportedError
 from diffharness.fixture import Fixture
@@ -124,7 +124,7 @@ def _surviving(recording: Recording, crash: EngineCrash, floors: Floors, say: Sa
             recording.artifact.paths[0],
             [np.array(each.tokens) for each in recording.evaluations[-1:]],
             Path(folder) / "survived.safetensors",
-            taps=(),
+            taps=RESIDUALS,  # with a callback, as recording has one
             overrides=recording.overrides,
         )
     finding = crash_finding(_DOING, crash, survival)

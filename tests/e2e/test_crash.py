@@ -40,6 +40,22 @@ def test_the_default_path_dies(pair: Pair, tmp_path: Path, action: str) -> None:
     assert {"native", "strict"} <= set(record.scores.engine)
 
 
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_the_rest_of_a_run_is_done_with_what_survives(pair: Pair, tmp_path: Path, everywhere: bool) -> None:
+    """AMX again, with and without the callback: kernels and grid are judged under the settings that survive."""
+    python = planted_python(
+        tmp_path / "bin", "SIGILL", node="ffn_up-1", when="settings['extra_bufts']", everywhere=everywhere
+    )
+    record = whole_run(pair, engine=NATIVE.changed(python=python), grid="small")
+    assert record.verdict.primary == "engine.crash", record.verdict
+    for finding in crashes(record):
+        assert finding.evidence["node"]["node"] == "ffn_up-1" and finding.evidence["node"]["op"] == "MUL_MAT"
+        assert finding.evidence["survives"] == "extra buffers off"
+    legs = record.legs
+    assert (legs.graph.status, legs.kernel.status, legs.settings.status) == ("pass", "pass", "pass"), legs
+    assert legs.kernel.nodes_replayed > 0 and len(legs.settings.pairs) >= 2
+
+
 def test_a_hang_is_ended_and_named(pair: Pair, tmp_path: Path) -> None:
     when = "settings['extra_bufts'] and settings['flash_attn'] == 'auto'"
     record = run_with(pair, tmp_path, "hang", when=when, limit_s=8)

@@ -3,6 +3,7 @@
 The script starts this very interpreter with a sitecustomize that patches the worker after it is
 imported. `when` is a Python expression over `settings` (the job's), `trace`, `row` and, where nodes are
 recorded, `n_tokens`. The action `alter` lets the node compute something wrong, where nodes are recorded.
+`everywhere` makes captures die too that watch no node, as on a machine whose default path is broken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .patched import patched_python
 _PATCH = """
 import ctypes, os, signal, time
 
-NODE, ACTION, WHEN = {node!r}, {action!r}, {when!r}
+NODE, ACTION, WHEN, EVERYWHERE = {node!r}, {action!r}, {when!r}, {everywhere!r}
 
 
 def act():
@@ -60,6 +61,11 @@ def patch(worker):
 
     def patched_run(session, given):
         job.update(given)
+        told = {{"settings": given["settings"], "trace": given.get("trace"), "row": 0, "job": given, "n_tokens": None}}
+        if EVERYWHERE and given["kind"] == "capture" and given["taps"] == [] and not given["trace"] and eval(WHEN, told):
+            session.load_library()
+            session.phase("eval")
+            act()
         return run(session, given)
 
     def is_there(self, address):
@@ -87,6 +93,9 @@ def patch(worker):
 """
 
 
-def planted_python(folder: Path, action: str, *, node: str = "ffn_norm-1", when: str = "True") -> Path:
+def planted_python(
+    folder: Path, action: str, *, node: str = "ffn_norm-1", when: str = "True", everywhere: bool = False
+) -> Path:
     """A script to give as `EngineSettings.python`; `action` is a signal's name or one of `act`'s words."""
-    return patched_python(folder, "diffharness.engine.worker", _PATCH.format(node=node, action=action, when=when))
+    code = _PATCH.format(node=node, action=action, when=when, everywhere=everywhere)
+    return patched_python(folder, "diffharness.engine.worker", code)

@@ -14,6 +14,7 @@ from diffharness.records.matrix import CellRow, MatrixRecord
 from diffharness.settings import load_engine, load_tolerances
 from tests.e2e.conftest import MakePair, Pair
 from tests.e2e.conftest import make_pair as make_pair
+from tests.engine.planted import planted_python
 from tests.engine.planted_cells import planted_cells
 from tests.oracles.conftest import make_tiny as make_tiny
 
@@ -111,6 +112,21 @@ def test_a_base_that_dies_is_replaced_by_the_nearest_survivor(
     assert record.base.survived == "extra buffers off" and record.base.settings["extra_bufts"] is False
     assert record.verdict.primary == "engine.crash"
     assert statuses(record) == {"extra buffers off": "not run", "two calls": "ok"}
+
+
+def test_a_default_path_that_dies_leaves_the_grid_under_what_survives(make_pair: MakePair, tmp_path: Path) -> None:
+    """As on machines whose AMX kernels die: node and cure are named, and the cells are judged without them."""
+    python = planted_python(
+        tmp_path / "bin", "SIGILL", node="ffn_up-1", when="settings['extra_bufts']", everywhere=True
+    )
+    settings = NATIVE.changed(python=python)
+    record = matrix(make_pair("llama", "Q4_K"), engine=settings, cells=("two calls", "n_ubatch 7", "callback"))
+    (finding,) = [finding for finding in record.findings if finding.kind == "engine.crash"]
+    assert record.verdict.primary == "engine.crash"
+    assert "ffn_up-1 (MUL_MAT)" in record.verdict.summary and "extra buffers off" in record.verdict.summary
+    assert finding.evidence["node"]["op"] == "MUL_MAT" and finding.evidence["survives"] == "extra buffers off"
+    assert record.base.survived == "extra buffers off"
+    assert statuses(record) == {"callback on": "ok", "n_ubatch 7": "ok", "two calls": "ok"}
 
 
 def test_overrides_in_one_cell_are_found_and_placed(make_pair: MakePair, tmp_path: Path) -> None:
