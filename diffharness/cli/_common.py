@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -291,6 +291,23 @@ def make_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     return path
+
+
+@contextmanager
+def folder_of_run(out: Path | None) -> Iterator[None]:
+    """The run folder, there and open to writing; one that was made for a run that wrote nothing goes again."""
+    if out is None:
+        yield
+        return
+    is_new = not out.exists()
+    make_folder(out)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                out.rmdir()
+        raise
 
 
 # ---- models

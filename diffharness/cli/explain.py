@@ -21,8 +21,8 @@ from diffharness.cli._common import (
     ThreadsOption,
     TokensOption,
     VerboseOption,
+    folder_of_run,
     keep,
-    make_folder,
     present,
     require_writable,
 )
@@ -62,8 +62,6 @@ def explain(
     """
     require_writable(json_file, markdown)
     given = inputs(model, fixture)
-    if out is not None:
-        make_folder(out)
 
     from diffharness.pipeline.explaining import BUDGET
     from diffharness.pipeline.explaining import explain as explain_model
@@ -72,23 +70,24 @@ def explain(
     from diffharness.settings import load_tolerances
     from diffharness.verdict import exit_code
 
-    record = explain_model(
-        RunRequest(
-            model=given.model,
-            engine=engine_settings(engine, threads),
-            tolerances=load_tolerances(config),
-            fixture=given.fixture,
-            n_tokens=tokens,
-            overrides=tuple(override_kv or ()),
-            device=device,
-            dtype=dtype,
-            out=out,
-            repro=command_line(ctx),
-            say=progress_lines(quiet),
-        ),
-        budget=budget if budget is not None else BUDGET,
-    )
-    shown = document(record)
-    keep(out, "explain", shown, record)
+    with folder_of_run(out):
+        record = explain_model(
+            RunRequest(
+                model=given.model,
+                engine=engine_settings(engine, threads),
+                tolerances=load_tolerances(config),
+                fixture=given.fixture,
+                n_tokens=tokens,
+                overrides=tuple(override_kv or ()),
+                device=device,
+                dtype=dtype,
+                out=out,
+                repro=command_line(ctx),
+                say=progress_lines(quiet),
+            ),
+            budget=budget if budget is not None else BUDGET,
+        )
+        shown = document(record)
+        keep(out, "explain", shown, record)
     present(shown, record, json_file, markdown)
     raise typer.Exit(exit_code(record.verdict, record.findings))

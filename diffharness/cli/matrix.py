@@ -21,8 +21,8 @@ from diffharness.cli._common import (
     ThreadsOption,
     TokensOption,
     VerboseOption,
+    folder_of_run,
     keep,
-    make_folder,
     present,
     require_writable,
 )
@@ -65,8 +65,6 @@ def matrix(
     Exit code: 0 agree; 1 a cell failed or crashed; 2 unfit input; 125 nothing was compared.
     """
     require_writable(json_file, markdown)
-    if out is not None:
-        make_folder(out)
 
     from diffharness import verdict
     from diffharness.pipeline.matrix import MatrixRequest, run_matrix
@@ -74,25 +72,26 @@ def matrix(
     from diffharness.settings import load_tolerances
 
     given = inputs(model, fixture)
-    record = run_matrix(
-        MatrixRequest(
-            model=given.model,
-            engine=engine_settings(engine, threads),
-            tolerances=load_tolerances(config),
-            fixture=given.fixture,
-            n_tokens=tokens,
-            overrides=tuple(override_kv or ()),
-            device=device,
-            dtype=dtype,
-            out=out,
-            repro=command_line(ctx),
-            say=progress_lines(quiet),
-            grid=grid,
-            cells=tuple(cells or ()),
-            taps=taps,
+    with folder_of_run(out):
+        record = run_matrix(
+            MatrixRequest(
+                model=given.model,
+                engine=engine_settings(engine, threads),
+                tolerances=load_tolerances(config),
+                fixture=given.fixture,
+                n_tokens=tokens,
+                overrides=tuple(override_kv or ()),
+                device=device,
+                dtype=dtype,
+                out=out,
+                repro=command_line(ctx),
+                say=progress_lines(quiet),
+                grid=grid,
+                cells=tuple(cells or ()),
+                taps=taps,
+            )
         )
-    )
-    shown = document(record)
-    keep(out, "matrix", shown, record)
+        shown = document(record)
+        keep(out, "matrix", shown, record)
     present(shown, record, json_file, markdown)
     raise typer.Exit(verdict.exit_code(record.verdict, record.findings))

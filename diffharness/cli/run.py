@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +24,7 @@ from diffharness.cli._common import (
     TokensOption,
     VerboseOption,
     emit,
-    make_folder,
+    folder_of_run,
     print_line,
     printing,
     require_writable,
@@ -88,7 +86,7 @@ def run(
     from diffharness.verdict import exit_code
 
     first, *others = [engine_settings(word, threads) for word in engine or ["native"]]
-    with _folder(out):
+    with folder_of_run(out):
         record = run_all(
             RunRequest(
                 model=given.model,
@@ -120,23 +118,6 @@ def run(
         with printing():
             print_record(record, result_console(json_file, markdown))
     raise typer.Exit(exit_code(record.verdict, record.findings))
-
-
-@contextlib.contextmanager
-def _folder(out: Path | None) -> Iterator[None]:
-    """The run folder, there and open to writing; one that was made for a run that wrote nothing goes again."""
-    if out is None:
-        yield
-        return
-    is_new = not out.exists()
-    make_folder(out)
-    try:
-        yield
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # it is not empty
-                out.rmdir()
-        raise
 
 
 def _report(record: RunRecord, out: Path | None, json_file: Path | None, markdown: Path | None) -> None:

@@ -23,7 +23,9 @@ def crash_finding(what: str, crash: EngineCrash, found: Survival | None = None) 
     if crash.is_unusable:
         # Not a death over the model: the engine says no, or does not even load, and another build may say yes.
         message = crash_reason(what, crash)
-        return Finding(kind="inconclusive", leg=None, message=message, evidence=crash.as_dict())
+        # A checkpoint, the usual next step, would decide nothing.
+        step = (crash.hint or "diffharness doctor") if crash.phase in ("start", "import") else None
+        return Finding(kind="inconclusive", leg=None, message=message, evidence=crash.as_dict(), next_step=step)
     node = found.node if found is not None else crash.node
     at = f" in node {node.get('node')} ({node.get('op')})" if node else ""
     label = found.label if found is not None else None

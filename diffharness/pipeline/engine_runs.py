@@ -27,6 +27,7 @@ class EngineRuns:
 
     strict: EngineRun | None = None
     native: EngineRun | None = None  # without the callback: what a user gets
+    watched: EngineSettings | None = None  # of the native run with the callback, where one came to its end
     pairs: list[SettingsPair] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     reason: str | None = None
@@ -65,6 +66,7 @@ def run_all(work: Work, strict_path: Path) -> EngineRuns:
     runs.native = _run(runs, work, "native, callback off", native, model, LOGITS_ONLY)
     if runs.native is not None:
         on = _run(runs, work, "native, callback on", runs.native.settings, model, RESIDUALS)
+        runs.watched = None if on is None else on.settings
         _compare_callback(runs, work, "native", runs.native, on)
     return runs
 

@@ -53,13 +53,13 @@ def _native(work: Work, engine: EngineRuns) -> KernelOutcome:
     fixture, n = work.inputs.fixture, work.request.kernel_tokens
     if engine.native is None:
         return KernelOutcome(kernel_leg.numbers(None, reason=engine.reason))
-    found = KernelOutcome(kernel_leg.numbers(None, reason=_SWITCHED_OFF))
-    if n:
+    found = KernelOutcome(kernel_leg.numbers(None, reason=engine.reason if n else _SWITCHED_OFF))
+    if n and engine.watched is not None:
         tokens = [int(token) for token in fixture.chunks()[0]]
         work.request.say(f"replaying the native engine's nodes on {min(n, len(tokens))} tokens")
         with work.timings.step("replay: native"):
             overrides = work.request.overrides
-            recording = Recording(work.inputs.artifact, tokens, engine.native.settings, n_batch=n, overrides=overrides)
+            recording = Recording(work.inputs.artifact, tokens, engine.watched, n_batch=n, overrides=overrides)
             found = replay_leg(recording, work.request.tolerances, work.request.say)
     return replace(found, leg=_with_numbers(found.leg, engine, fixture))
 

@@ -22,7 +22,7 @@ from diffharness.engine.crash import EngineCrash
 from diffharness.engine.recorder import Evaluation, Recorder, one_by_one, schedule
 from diffharness.engine.runner import RESIDUALS, Engine, check_overrides
 from diffharness.engine.survive import survive
-from diffharness.errors import ArtifactFileError, InconclusiveError, SettingsError, UnsupportedError
+from diffharness.errors import ArtifactFileError, FixtureError, InconclusiveError, SettingsError, UnsupportedError
 from diffharness.fixture import Fixture
 from diffharness.legs import kernel as kernel_leg
 from diffharness.legs.kernel import KernelOutcome
@@ -267,6 +267,12 @@ def _fixture(request: ReplayRequest, artifact: GgufFile) -> Fixture:
         ids = np.random.default_rng(_SEED).integers(0, artifact.vocab_size, size=n)
         return fixtures.from_ids([int(i) for i in ids], name="ids by a fixed seed", chunk=n)
     chosen, _ = run_inputs.choose_fixture(artifact, None, run.fixture, run.n_tokens, run.engine, default_tokens=n)
+    room = len(chosen.chunks()[0])
+    if request.n_batch > max(room, N_TOKENS):
+        raise FixtureError(
+            f"expected at most {room} tokens to evaluate together, the fixture's first chunk, found {request.n_batch}",
+            hint="give fewer as --tokens, or a fixture of longer chunks as --fixture",
+        )
     return chosen
 
 

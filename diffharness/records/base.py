@@ -64,6 +64,7 @@ class Record(Part):
 
 
 R = TypeVar("R", bound=Record)
+_HINT = "`diffharness run --out DIR` makes a folder with one, and --json writes one"
 
 
 def parse(model: type[R], text: str, where: str) -> R:
@@ -72,7 +73,9 @@ def parse(model: type[R], text: str, where: str) -> R:
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{where}: expected a JSON run record, found {error}") from error
+        raise BadInputError(
+            f"{where}: expected a JSON run record, found text that is not JSON ({error})", hint=_HINT
+        ) from error
     found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
     if found != schema:
         raise BadInputError(
@@ -89,10 +92,16 @@ def parse(model: type[R], text: str, where: str) -> R:
         ) from error
 
 
+def unreadable(file: Path, error: OSError | UnicodeDecodeError) -> BadInputError:
+    """The error for a record that cannot be read from its file."""
+    why = "it is not text" if isinstance(error, UnicodeDecodeError) else error.strerror or str(error)
+    return BadInputError(f"cannot read the record {file}: {why}", hint=_HINT)
+
+
 def load(model: type[R], file: Path) -> R:
     """The record in a file."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"cannot read the run record {file}: {error}") from error
+        raise unreadable(file, error) from error
     return parse(model, text, str(file))

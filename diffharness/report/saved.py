@@ -13,14 +13,14 @@ from typing import Literal, get_args
 from diffharness import records
 from diffharness.errors import BadInputError
 from diffharness.records import Record, RunRecord
-from diffharness.records.base import parse
+from diffharness.records.base import parse, unreadable
 from diffharness.report import document as documents
 from diffharness.report import html, markdown, terminal
 
 Format = Literal["text", "md", "json", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
-_IN_FOLDER = ("run.json", "grade.json")  # what a run folder's record is called
+_IN_FOLDER = ("run.json", "grade.json", "matrix.json", "explain.json")  # what a run folder's record is called
 _LARGEST = 1 << 30  # bytes; the record of a run of a thousand taps and tensors takes 2 MB
 
 
@@ -53,12 +53,12 @@ def load_any(path: Path) -> tuple[Record, str]:
             raise BadInputError(f"{file} is too large for a record: {file.stat().st_size} bytes")
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"cannot read the record {file}: {error}") from error
+        raise unreadable(file, error) from error
     schema = _schema(text)
     name = _names().get(schema or "")
     if name is None:
         raise BadInputError(
-            f"{file}: expected the record of a command, found schema {schema!r}",
+            f"{file}: expected the record of a command, found {f'schema {schema!r}' if schema else 'none'}",
             hint=f"this version reads {', '.join(sorted(_names()))}",
         )
     return parse(_record(name), text, str(file)), name
@@ -70,7 +70,7 @@ def _file(path: Path) -> Path:
     found = [path / name for name in _IN_FOLDER if (path / name).exists()]
     if not found:
         raise BadInputError(
-            f"expected a run folder, with {' or '.join(_IN_FOLDER)}: {path} has neither",
+            f"expected a run folder, with {' or '.join(_IN_FOLDER)}: {path} has none of them",
             hint="`diffharness run --out DIR` makes one; or give the file that --json wrote",
         )
     return found[0]

@@ -48,5 +48,10 @@ def test_unfit_input_is_exit_2(tmp_path: Path) -> None:
     assert matrix(CLEAN, "--override-kv", "a")[0] == 2
 
 
+def test_a_folder_made_for_nothing_goes_again(tmp_path: Path) -> None:
+    assert matrix(CLEAN, "--grid", "none", "--out", tmp_path / "run")[0] == 2
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_compared_is_exit_125() -> None:
     assert matrix(CLEAN, "--grid", "full", "--cells", "n_ubatch 512")[0] == 125

@@ -42,3 +42,5 @@ def test_unfit_input(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("no model")
     assert runner.invoke(app, ["replay", str(tmp_path / "text.gguf")]).exit_code == 2
     assert runner.invoke(app, ["replay", "--tokens", "1"]).exit_code == 2
+    many = runner.invoke(app, ["replay", "--tokens", "100000"])
+    assert many.exit_code == 2 and "at most 512 tokens" in many.stderr

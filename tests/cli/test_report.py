@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from diffharness.cli.main import app
-from diffharness.records import RunRecord
+from diffharness.records import Leg, RunRecord, Subject, Verdict
 from diffharness.records.bisect import BisectRecord, StepRow
 from diffharness.records.gate import GateRecord
+from diffharness.records.matrix import MatrixBase, MatrixRecord
 from diffharness.records.subject import ArtifactSubject
 from diffharness.report import html, markdown, terminal
 from diffharness.report import json as as_json
@@ -36,6 +37,18 @@ def test_a_run_folder_in_every_form(tmp_path: Path, name: str, request: pytest.F
         code, output, _ = report(tmp_path, "--format", form)
         assert code == 0 and output.strip() == render(record).strip(), form
     assert report(tmp_path)[1] == report(tmp_path / "run.json", "--format", "text")[1]
+
+
+def test_the_folders_of_other_commands(tmp_path: Path) -> None:
+    record = MatrixRecord(
+        verdict=Verdict(primary="inconclusive", all=["inconclusive"], summary="the engine cannot be used."),
+        leg=Leg(),
+        base=MatrixBase(settings={}),
+        subject=Subject(artifact=ArtifactSubject(path="m.gguf")),
+    )
+    (tmp_path / "matrix.json").write_text(record.to_json())
+    code, output, _ = report(tmp_path)
+    assert code == 0 and "none was run" in output and "NMSE from the base" not in output
 
 
 def test_into_a_file(tmp_path: Path, plain: RunRecord) -> None:
@@ -68,10 +81,10 @@ def test_every_record_has_a_report() -> None:
     [
         ('{"schema": "diffharness.run/99"}', "found schema 'diffharness.run/99'"),
         ('{"schema": "diffharness.run/1"}', "not a valid diffharness.run/1 record"),
-        ('{"schema": ["x"]}', "found schema None"),
-        ("[]", "found schema None"),
-        ("[" * 100000, "found schema None"),
-        ("\x00", "found schema None"),
+        ('{"schema": ["x"]}', "found none"),
+        ("[]", "found none"),
+        ("[" * 100000, "found none"),
+        ("\x00", "found none"),
     ],
 )
 def test_what_is_no_record_is_exit_2(tmp_path: Path, text: str, says: str) -> None:

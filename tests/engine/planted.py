@@ -61,8 +61,10 @@ def patch(worker):
 
     def patched_run(session, given):
         job.update(given)
-        told = {{"settings": given["settings"], "trace": given.get("trace"), "row": 0, "job": given, "n_tokens": None}}
-        if EVERYWHERE and given["kind"] == "capture" and given["taps"] == [] and not given["trace"] and eval(WHEN, told):
+        trace = given.get("trace")
+        told = {{"settings": given["settings"], "trace": trace, "row": 0, "job": given, "n_tokens": None}}
+        is_plain = given["kind"] == "capture" and given["taps"] == [] and not trace
+        if EVERYWHERE and is_plain and eval(WHEN, told):
             session.load_library()
             session.phase("eval")
             act()

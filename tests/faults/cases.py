@@ -36,8 +36,8 @@ OVERRIDES = tuple(
     for row in (
         ("llama", _ROPE, "float:9000", "attn_q_rope"),
         ("llama", _EPS, "float:0.01", "attn_norm"),
-        ("llama", "attention.scale", "float:0.2", "attn_ctx"),
-        ("llama", "rope.dimension_count", "int:16", "attn_q_rope"),
+        ("mixtral", _EPS, "float:0.02", "attn_norm"),
+        ("qwen3moe", _EPS, "float:0.0005", "attn_norm"),
         ("llama-llama3", _ROPE, "float:11000", "attn_q_rope"),
         ("llama-linear", "rope.scaling.factor", "float:1", "attn_q_rope"),
         ("llama-linear", "rope.scaling.factor", "float:9", "attn_q_rope"),

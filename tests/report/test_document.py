@@ -46,6 +46,14 @@ def test_no_number_is_cut_off_by_long_words(width: int) -> None:
     assert all(number in text for number in row[2:]) and max(map(len, text.splitlines())) <= width
 
 
+def test_heads_fold_at_spaces_and_not_within_words() -> None:
+    head = ("node", "op", "tensor", "tokens", "NMSE", "floor", "worst row", "its NMSE")
+    row = ("Vcur_normed-7", "RMS_NORM F32", "-", "single", "2.2e-14", "1.0e-12", "0", "2.2e-14")
+    text = to_text(Document("replay", "", "", [Section(tables=[Table("", head, [row])], words=4)]), width=80)
+    assert all(word in text.split() for word in " ".join(head).split()), text
+    assert all(word in text.split() for word in " ".join(row).split()), text
+
+
 def test_a_command_that_judges_nothing_has_no_verdict_line() -> None:
     text = to_text(Document("grade", "", "", [Section(tables=[TABLE])]))
     assert "verdict" not in text and text.strip().startswith("Worst tensors")
