@@ -127,13 +127,13 @@ def test_structures_that_do_not_fit_are_refused_before_they_are_used(tmp_path: P
     """As with the libraries of a llama.cpp whose context parameters have one field more."""
     code = """
 import ctypes, sys, types, importlib
-from diffharness.engine import bindings
-check = bindings.check_structures
+from diffharness.engine import loading
+check = loading.check_structures
 def shifted(llama):
     fields = [f for f in llama.llama_context_params._fields_ if f[0] != 'n_seq_max']
     llama.llama_context_params = type('P', (ctypes.Structure,), {'_fields_': fields})
     check(llama)
-bindings.check_structures = shifted
+loading.check_structures = shifted
 """
     crash = refusal(stand_in(tmp_path, code))
     assert "does not fit these bindings: llama_context_params" in crash.message and crash.hint

@@ -217,7 +217,7 @@ def test_borrowing_layers_take_the_last_of_their_kind(make_tiny: MakeTiny) -> No
     model = archs.build(make_tiny("gemma4-e").checkpoint.metadata)
     assert isinstance(model, Gemma4)
     assert [model.layer_kind(il) for il in range(6)] == ["sliding", "sliding", "global"] * 2
-    assert [model._lender(il) for il in range(6)] == [0, 1, 2, 1, 1, 2]
+    assert [model.lender(il) for il in range(6)] == [0, 1, 2, 1, 1, 2]
 
 
 def test_value_of_a_global_layer_is_its_raw_key(make_tiny: MakeTiny) -> None:
