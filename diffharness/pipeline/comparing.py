@@ -36,7 +36,7 @@ class CompareRequest:
 
 
 def compare(request: CompareRequest) -> CompareRecord:
-    """Every capture, tap, token and score that both runs have.
+    """Every capture, tap, token and score that both runs have; a capture that only A has, the golden run, differs.
 
     Raises BadInputError for a folder that is no run's, or runs of different artifacts or fixtures (unless
     `anyway`); InconclusiveError where the two have no capture and no tap in common.
@@ -57,15 +57,19 @@ def compare(request: CompareRequest) -> CompareRecord:
         )
     differing = [row for row in rows if not row.ok and row.taps]
     verdicts_differ = sorted(a.verdict.all) != sorted(b.verdict.all)
+    lacking = sorted(names_a.keys() - names_b.keys())
+    summary = _summary(rows, differing, a, b, tolerance)
+    if lacking:
+        summary = f"{summary.removesuffix('.')}; B lacks {listed(lacking, 4)}."
     return CompareRecord(
-        outcome="differs" if differing or verdicts_differ else "same",
-        summary=_summary(rows, differing, a, b, tolerance),
+        outcome="differs" if differing or verdicts_differ or lacking else "same",
+        summary=summary,
         tolerance=tolerance,
         a=_side(request.a, a),
         b=_side(request.b, b),
         unlike=unlike,
         captures=rows,
-        only_a=sorted(names_a.keys() - names_b.keys()),
+        only_a=lacking,
         only_b=sorted(names_b.keys() - names_a.keys()),
         repro=request.repro,
     )

@@ -166,10 +166,12 @@ def test_nothing_in_common_is_exit_125(tmp_path: Path) -> None:
     assert compare(a, c)[0] == 125
 
 
-def test_captures_that_only_one_has_are_told(tmp_path: Path) -> None:
+def test_a_capture_that_the_golden_run_has_and_the_other_lacks_is_a_difference(tmp_path: Path) -> None:
     a, b = saved(tmp_path / "a"), saved(tmp_path / "b", captures=("engine-strict-callback-on",))
     code, output, _ = compare(a, b)
-    assert code == 0 and "only A has the capture engine-native-callback-off" in output
+    assert code == 1 and "B lacks engine-native-callback-off" in " ".join(output.split())
+    code, output, _ = compare(b, a)
+    assert code == 0 and "only B has the capture engine-native-callback-off" in output
 
 
 def test_unreadable_is_exit_2(tmp_path: Path) -> None:
