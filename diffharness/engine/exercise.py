@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -56,7 +57,7 @@ def perform(session: Session, model: Any, request: Job) -> dict[str, Any]:
         rounder = CacheRounder(session.ggml, *request["rounded"])
     watch = Watch(reader, rounder)
     callback = llama.ggml_backend_sched_eval_callback(watch.callback) if reader or rounder else None
-    try:
+    with writer or nullcontext():
         with session.context(request, model, request["n_ctx"], callback) as context:
             session.phase("eval")
             started = time.monotonic()
@@ -67,10 +68,9 @@ def perform(session: Session, model: Any, request: Job) -> dict[str, Any]:
                 row += len(chunk)
             seconds = time.monotonic() - started
         rows = player.close()
-        taps = writer.taps if writer else []
-        if writer:
-            writer.finish()
-    finally:
-        if writer:
-            writer.discard()
-    return {"taps": taps, "rows": rows, "n_nodes": reader.n_nodes if reader else 0, "eval_s": seconds}
+    return {
+        "taps": writer.taps if writer else [],
+        "rows": rows,
+        "n_nodes": reader.n_nodes if reader else 0,
+        "eval_s": seconds,
+    }

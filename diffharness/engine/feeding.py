@@ -55,10 +55,6 @@ def phases(feed: Feed, n: int, place: Place) -> Phases:
     return _WAYS[feed.way](feed, n, place)
 
 
-def n_phases(feed: Feed) -> int:
-    return 2 if feed.way == "restored" else 1
-
-
 def positions(feed: Feed, n: int) -> int:
     """Cells of the cache that a text of `n` tokens takes in each sequence, and room to move in."""
     return n + (_distance(n) if feed.way == "shifted" else 0)

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from diffharness.captures import CaptureWriter
@@ -51,29 +52,23 @@ def _capture(session: Session, job: Job) -> dict[str, Any]:
     started = time.monotonic()
     n_tokens = sum(map(len, chunks))
     writer = None if trace else CaptureWriter(job["out"], n_tokens, job["meta"])
-    try:
-        with session.model(job) as model:
-            table = table_for(_metadata(llama, model, "general.architecture"))
-            reader = NodeReader(session.ggml, table, writer, job["taps"], session.heartbeat, trace=trace)
-            wants_nodes = trace or job["taps"] is None or bool(job["taps"])
-            callback = llama.ggml_backend_sched_eval_callback(reader.callback) if wants_nodes else None
-            with session.context(job, model, max(map(len, chunks)), callback) as context:
-                session.phase("eval")
-                loaded = time.monotonic()
-                row = 0
-                for done, chunk in enumerate(chunks):
-                    session.forget(context)
-                    reader.start_chunk(row)
-                    _evaluate(session, context, model, chunk, row, writer, reader)
-                    row += len(chunk)
-                    session.send("progress", done=done + 1, of=len(chunks))
-                evaluated = time.monotonic()
-        taps = writer.taps if writer else []
-        if writer:
-            writer.finish()
-    finally:
-        if writer:
-            writer.discard()
+    with writer or nullcontext(), session.model(job) as model:
+        table = table_for(_metadata(llama, model, "general.architecture"))
+        reader = NodeReader(session.ggml, table, writer, job["taps"], session.heartbeat, trace=trace)
+        wants_nodes = trace or job["taps"] is None or bool(job["taps"])
+        callback = llama.ggml_backend_sched_eval_callback(reader.callback) if wants_nodes else None
+        with session.context(job, model, max(map(len, chunks)), callback) as context:
+            session.phase("eval")
+            loaded = time.monotonic()
+            row = 0
+            for done, chunk in enumerate(chunks):
+                session.forget(context)
+                reader.start_chunk(row)
+                _evaluate(session, context, model, chunk, row, writer, reader)
+                row += len(chunk)
+                session.send("progress", done=done + 1, of=len(chunks))
+            evaluated = time.monotonic()
+    taps = writer.taps if writer else []
     return {
         "taps": taps,
         "missing": [want for want in job["taps"] or [] if not any(is_wanted(tap, [want]) for tap in taps)],

@@ -56,8 +56,6 @@ def explain_divergence(
     if not failing.failing:
         raise InconclusiveError("nothing to explain: no tap leaves its floor")
     model = Reference(source).model
-    if not isinstance(model, Steps):
-        raise InconclusiveError(f"the reference's {source.arch} is not made of steps that can be replaced")
     inputs = reference_runs.layer_inputs(strict)
     forward = LocalForward(source, inputs, dtype=precision.dtype, device=precision.device, arithmetic=arithmetic)
     trials = LocalTrials(

@@ -17,7 +17,6 @@ from diffharness.settings import EngineSettings, configs_dir, load_engine, load_
 
 DEFAULT = "default"
 _LENGTHS = {"length-1": -1, "length": 0, "length+1": 1}
-_BATCHES = ("n_ubatch", "n_batch")
 
 
 class Cell(BaseModel):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffharness.fixture import Fixture
 from diffharness.legs import kernel as kernel_leg
+from diffharness.legs.compare import logit_stats
 from diffharness.legs.graph import GraphOutcome
 from diffharness.legs.kernel import KernelOutcome
 from diffharness.metrics import compare_logits
@@ -69,8 +70,8 @@ def _with_numbers(leg: KernelLeg, engine: EngineRuns, fixture: Fixture) -> Kerne
     if engine.native is None or engine.strict is None:
         return leg
     strict, native = (run.open().read("logits") for run in (engine.strict, engine.native))
-    numbers = kernel_leg.numbers(compare_logits(strict, native, fixture.scored_positions()))
-    return leg.model_copy(update={"logits": numbers.logits})
+    numbers = logit_stats(compare_logits(strict, native, fixture.scored_positions()))
+    return leg.model_copy(update={"logits": numbers})
 
 
 def _strict(work: Work, engine: EngineRuns, graph: GraphOutcome, strict_path: Path) -> KernelOutcome:

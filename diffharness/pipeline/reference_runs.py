@@ -16,8 +16,9 @@ from diffharness.fixture import Fixture
 from diffharness.legs.compare import TapComparison
 from diffharness.legs.graph import GraphShape, PassResult, judge_pass
 from diffharness.metrics import compare_logits
-from diffharness.reference.model import DEFINITION, GGML, Arithmetic, Model
+from diffharness.reference.model import DEFINITION, GGML, Arithmetic
 from diffharness.reference.runner import Layer, OnAttention, Reference
+from diffharness.reference.steps import Steps
 from diffharness.taps import layer_tap
 from diffharness.weights.source import WeightSource
 
@@ -57,7 +58,7 @@ def layer_inputs(capture: Capture) -> Any:
     return of
 
 
-def shape_of(model: Model, fixture: Fixture, n_ubatch: int) -> GraphShape:
+def shape_of(model: Steps, fixture: Fixture, n_ubatch: int) -> GraphShape:
     """Layers by kind, and the positions at which something changes."""
     kinds = [model.layer_kind(il) for il in range(model.n_layer)]
     landmarks: dict[str, int] = {}
@@ -108,7 +109,7 @@ def graph_pass(
     precision: Precision,
     n_ubatch: int,
     arithmetic: Arithmetic,
-    model: Model | None = None,
+    model: Steps | None = None,
 ) -> tuple[PassResult, Logits, list[str]]:
     """One pass against the strict engine, judged, its logits, and its taps; of another `model` where one is given."""
     reference = Reference(source, dtype=precision.dtype, device=precision.device, arithmetic=arithmetic, model=model)

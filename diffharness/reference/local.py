@@ -16,8 +16,9 @@ from torch import Tensor
 
 from diffharness.errors import InconclusiveError
 from diffharness.reference.hypotheses import Place
-from diffharness.reference.model import DEFINITION, Arithmetic, Model, State, Tap
+from diffharness.reference.model import DEFINITION, Arithmetic, State, Tap
 from diffharness.reference.runner import DTYPES, EngineInputs, Layer
+from diffharness.reference.steps import Steps
 from diffharness.reference.weights import SourceWeights
 from diffharness.weights.source import IntArray, WeightSource
 
@@ -65,7 +66,7 @@ class LocalForward:
         return x.to(device=self.weights.device, dtype=self.weights.dtype)[None]
 
     @torch.inference_mode()
-    def run(self, model: Model, place: Place, chunks: Sequence[Chunk], on_tap: OnRows) -> None:
+    def run(self, model: Steps, place: Place, chunks: Sequence[Chunk], on_tap: OnRows) -> None:
         """Evaluate `place` of `model` on every chunk and tell each tap."""
         if place != self._place:
             self.weights.close()
@@ -73,7 +74,7 @@ class LocalForward:
         for chunk in chunks:
             self._run(model, place, chunk, lambda name, value, rows=chunk.rows: on_tap(name, value[0], rows))  # type: ignore[misc]
 
-    def _run(self, model: Model, place: Place, chunk: Chunk, tap: Tap) -> None:
+    def _run(self, model: Steps, place: Place, chunk: Chunk, tap: Tap) -> None:
         device = self.weights.device
         tokens = torch.from_numpy(chunk.ids.astype(np.int64))[None].to(device)
         state = State(torch.arange(tokens.shape[1], device=device), self._arithmetic)

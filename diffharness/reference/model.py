@@ -1,7 +1,7 @@
 """What the reference runner and an architecture's file agree on.
 
-An architecture is a frozen dataclass of hyperparameters (`from_metadata`) with three functions:
-`embed`, `layer` and `head`. Everything has a leading batch axis: independent chunks of text, or the
+An architecture is a frozen dataclass of hyperparameters (`from_metadata`) with three functions, `embed`,
+`layer` and `head` (`reference.steps.Steps`). Everything has a leading batch axis: independent chunks of text, or the
 same chunk twice (once on the reference's own layer inputs, once on the engine's). Weights are asked
 for by GGUF name at the moment of use and let go after it, so that no more than a tensor or two of a
 layer are in memory. Nothing here disables autograd; the runner does.
@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
-
-from diffharness.weights.source import Metadata
 
 Tap = Callable[[str, Tensor], None]
 """Called with a tap's name (inside a layer without `blk.N.`) and its value [batch, tokens, width]."""
@@ -92,32 +90,3 @@ class State:
     shared_kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer, where later layers reuse it
     per_layer_inputs: Tensor | None = None  # [batch, tokens, n_layer, n_embd_per_layer] (Gemma 4 E models)
     watch: Watch | None = None  # who looks at this layer's attention weights
-
-
-class Model(Protocol):
-    """One architecture with one set of hyperparameters."""
-
-    @property
-    def n_layer(self) -> int: ...
-
-    @property
-    def uses_gelu(self) -> bool: ...
-
-    def layer_kind(self, il: int) -> str:
-        """`global`, `sliding`: what to call this layer in per-layer summaries."""
-        ...
-
-    def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor:
-        """Token ids [batch, tokens] to the first layer's input [batch, tokens, n_embd]."""
-        ...
-
-    def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
-        """One layer: residual stream in, residual stream out, both [batch, tokens, n_embd]."""
-        ...
-
-    def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor:
-        """Last layer's output to logits [batch, tokens, n_vocab]; the head's rows are read in chunks."""
-        ...
-
-
-BuildModel = Callable[[Metadata], Model]

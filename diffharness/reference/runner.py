@@ -21,9 +21,10 @@ from torch import Tensor
 from diffharness import taps as tap_names
 from diffharness.errors import FixtureError, SettingsError
 from diffharness.reference import archs
-from diffharness.reference.model import DEFINITION, Arithmetic, Model, State, Watch
+from diffharness.reference.model import DEFINITION, Arithmetic, State, Watch
 from diffharness.reference.prefix import Prefix
 from diffharness.reference.rounding import RoundingWeights
+from diffharness.reference.steps import Steps
 from diffharness.reference.weights import SourceWeights
 from diffharness.weights.source import IntArray, WeightSource
 
@@ -72,7 +73,7 @@ class Reference:
         dtype: str = "float32",
         device: str = "cpu",
         arithmetic: Arithmetic = DEFINITION,
-        model: Model | None = None,
+        model: Steps | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise SettingsError(f"expected one of {', '.join(DTYPES)} as dtype, found {dtype!r}")

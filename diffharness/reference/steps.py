@@ -29,16 +29,20 @@ class Steps(ABC):
     def uses_gelu(self) -> bool: ...
 
     @abstractmethod
-    def layer_kind(self, il: int) -> str: ...
+    def layer_kind(self, il: int) -> str:
+        """`global`, `sliding`: what to call this layer in per-layer summaries."""
 
     @abstractmethod
-    def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor: ...
+    def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor:
+        """Token ids [B, T] to the first layer's input [B, T, E]."""
 
     @abstractmethod
-    def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor: ...
+    def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
+        """One layer: residual stream in, residual stream out, both [B, T, E]."""
 
     @abstractmethod
-    def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor: ...
+    def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor:
+        """Last layer's output to logits [B, T, n_vocab]; the head's rows are read in chunks."""
 
     # -- numbers -------------------------------------------------------------------------------------
 

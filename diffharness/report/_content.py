@@ -138,7 +138,7 @@ def _extent(leg: Leg) -> str:
     """How much was compared, of legs whose numbers do not say it."""
     if isinstance(leg, KernelLeg) and leg.nodes_replayed:
         tokens = f"{leg.n_batch} tokens together and {leg.n_single} alone"
-        return f"{leg.nodes_replayed} of {leg.nodes_total} nodes replayed, {tokens}; the numbers judge nothing"
+        return f"{leg.nodes_replayed} of {leg.nodes_total} nodes replayed, {tokens}; its logits inform only"
     if isinstance(leg, SettingsLeg) and len(leg.pairs) > 1:
         return f"the worst of {len(leg.pairs)} pairs"
     return ""

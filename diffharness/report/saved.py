@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from diffharness import records
 from diffharness.errors import BadInputError
@@ -18,7 +18,6 @@ from diffharness.report import document as documents
 from diffharness.report import html, markdown, terminal
 
 Format = Literal["text", "md", "json", "html"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 _IN_FOLDER = ("run.json", "grade.json", "matrix.json", "explain.json")  # what a run folder's record is called
 _LARGEST = 1 << 30  # bytes; the record of a run of a thousand taps and tensors takes 2 MB

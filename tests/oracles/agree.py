@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from diffharness.reference.model import DEFINITION, Arithmetic, Model
+from diffharness.reference.model import DEFINITION, Arithmetic
 from diffharness.reference.runner import Reference
+from diffharness.reference.steps import Steps
 from diffharness.weights.source import WeightSource
 
 FLOAT32 = 1e-10  # logits NMSE that two float32 forwards of one definition stay below
@@ -37,7 +38,7 @@ def reference_logits(
     *,
     dtype: str = "float32",
     arithmetic: Arithmetic = DEFINITION,
-    model: Model | None = None,
+    model: Steps | None = None,
 ) -> torch.Tensor:
     """The reference's logits [tokens, vocab]."""
     logits = Reference(source, dtype=dtype, arithmetic=arithmetic, model=model).run([ids.numpy()])

@@ -17,9 +17,10 @@ from diffharness.reference import archs
 from diffharness.reference.archs.gemma2 import Gemma2
 from diffharness.reference.archs.gemma3 import Gemma3
 from diffharness.reference.archs.gemma4 import Gemma4
-from diffharness.reference.model import GGML, Model, State
+from diffharness.reference.model import GGML, State
 from diffharness.reference.ops import NO_SCALING
 from diffharness.reference.runner import Reference
+from diffharness.reference.steps import Steps
 from diffharness.reference.weights import SourceWeights
 from diffharness.weights.names import for_arch
 from diffharness.weights.source import Float32Array, IntArray, TensorInfo, WeightSource
@@ -69,27 +70,27 @@ def test_config_written_back_gives_the_same_model(make_tiny: MakeTiny, tmp_path:
 # -- every feature bites --------------------------------------------------------------------------------
 
 
-def gemma3(change: Callable[[Gemma3], Gemma3]) -> Callable[[Model], Model]:
-    def changed(model: Model) -> Model:
+def gemma3(change: Callable[[Gemma3], Gemma3]) -> Callable[[Steps], Steps]:
+    def changed(model: Steps) -> Steps:
         assert isinstance(model, Gemma3)
         return change(model)
 
     return changed
 
 
-def gemma4(change: Callable[[Gemma4], Gemma4]) -> Callable[[Model], Model]:
-    def changed(model: Model) -> Model:
+def gemma4(change: Callable[[Gemma4], Gemma4]) -> Callable[[Steps], Steps]:
+    def changed(model: Steps) -> Steps:
         assert isinstance(model, Gemma4)
         return change(model)
 
     return changed
 
 
-def of_class(kind: type[Gemma3]) -> Callable[[Model], Model]:
+def of_class(kind: type[Gemma3]) -> Callable[[Steps], Steps]:
     return lambda model: kind(**vars(model))
 
 
-MODEL_FEATURES: list[tuple[str, str, Callable[[Model], Model]]] = [
+MODEL_FEATURES: list[tuple[str, str, Callable[[Steps], Steps]]] = [
     ("gemma2", "window", gemma3(lambda m: replace(m, window=(None,) * m.n_layer))),
     ("gemma2", "which layers slide", gemma3(lambda m: replace(m, window=m.window[1:] + m.window[:1]))),
     ("gemma2", "cap of scores", gemma3(lambda m: replace(m, attn_softcap=None))),
@@ -120,7 +121,7 @@ MODEL_FEATURES: list[tuple[str, str, Callable[[Model], Model]]] = [
 @pytest.mark.parametrize(
     ("case", "feature", "broken"), MODEL_FEATURES, ids=[f"{case}: {what}" for case, what, _ in MODEL_FEATURES]
 )
-def test_features_bite(make_tiny: MakeTiny, case: str, feature: str, broken: Callable[[Model], Model]) -> None:
+def test_features_bite(make_tiny: MakeTiny, case: str, feature: str, broken: Callable[[Steps], Steps]) -> None:
     made = make_tiny(case)
     model = broken(archs.build(made.checkpoint.metadata))
     wrong = agree.reference_logits(made.checkpoint, made.ids, model=model)

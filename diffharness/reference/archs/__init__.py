@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from diffharness.errors import UnsupportedError
 from diffharness.reference.archs.gemma2 import Gemma2
 from diffharness.reference.archs.gemma3 import Gemma3
@@ -10,10 +12,10 @@ from diffharness.reference.archs.llama import Llama
 from diffharness.reference.archs.qwen2 import Qwen2
 from diffharness.reference.archs.qwen3 import Qwen3
 from diffharness.reference.archs.qwen3moe import Qwen3Moe
-from diffharness.reference.model import BuildModel, Model
+from diffharness.reference.steps import Steps
 from diffharness.weights.source import Metadata
 
-BUILD: dict[str, BuildModel] = {
+BUILD: dict[str, Callable[[Metadata], Steps]] = {
     "gemma2": Gemma2.from_metadata,
     "gemma3": Gemma3.from_metadata,
     "gemma4": Gemma4.from_metadata,
@@ -45,7 +47,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 
 
-def build(metadata: Metadata) -> Model:
+def build(metadata: Metadata) -> Steps:
     """The model that `metadata` describe.
 
     Raises UnsupportedError where the architecture is unknown, naming those that are known; ArtifactFileError where a
