@@ -10,6 +10,11 @@ from __future__ import annotations
 BEFORE_LAYERS = ("token_embd",)
 LAYER_TAPS = (
     "attn_norm",
+    "attn_qkv",  # queries, keys and values of one matrix
+    "attn_q_a",  # latent attention: the compressed query, and normalised
+    "attn_q_a_norm",
+    "attn_kv_a",  # the compressed key and value, with the turned part of the key
+    "attn_kv_a_norm",
     "attn_q",
     "attn_q_norm",
     "attn_q_rope",
@@ -18,7 +23,15 @@ LAYER_TAPS = (
     "attn_k_rope",
     "attn_v",
     "attn_v_norm",
+    "attn_gate",  # what gates heads or a recurrent layer's output
     "attn_ctx",  # heads joined, before the output projection
+    "attn_sub_norm",
+    "ssm_in",  # a recurrent layer's input projection
+    "ssm_conv",  # after the short convolution and its activation
+    "ssm_dt",
+    "ssm_scan",  # what the recurrence gives
+    "ssm_norm",
+    "ssm_out",
     "attn_out",  # after the output projection
     "attn_post_norm",
     "ffn_in",  # the residual after attention
@@ -28,6 +41,7 @@ LAYER_TAPS = (
     "ffn_up",
     "ffn_act",  # activation(gate) * up
     "moe_experts",  # the routed experts' weighted sum
+    "ffn_shexp",  # the shared experts' output
     "ffn_out",
     "ffn_post_norm",
     "layer_out",

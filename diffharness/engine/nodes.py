@@ -33,19 +33,29 @@ def _projection(tap: str, tensor: str) -> dict[Key, Taps]:
 
 
 def _norm(tap: str, tensor: str) -> dict[Key, Taps]:
-    return {("MUL", f"{tensor}.weight"): (tap,)}
+    """A norm's product with its weight and the sum with the bias that may follow it."""
+    return {("MUL", f"{tensor}.weight"): (tap,), ("ADD", f"{tensor}.bias"): (tap,)}
 
 
 # The same for every architecture: GGUF's tensor names say what a weight is for.
 BY_WEIGHT: Mapping[Key, Taps] = {
     ("GET_ROWS", "token_embd.weight"): ("token_embd",),
     **_norm("attn_norm", "attn_norm"),
+    **_projection("attn_qkv", "attn_qkv"),
+    **_projection("attn_q_a", "attn_q_a"),
+    **_norm("attn_q_a_norm", "attn_q_a_norm"),
+    **_projection("attn_kv_a", "attn_kv_a_mqa"),
+    **_norm("attn_kv_a_norm", "attn_kv_a_norm"),
     **_projection("attn_q", "attn_q"),
     **_projection("attn_k", "attn_k"),
     **_projection("attn_v", "attn_v"),
     **_norm("attn_q_norm", "attn_q_norm"),
     **_norm("attn_k_norm", "attn_k_norm"),
     **_projection("attn_out", "attn_output"),
+    **_projection("attn_gate", "attn_gate"),
+    **_norm("attn_sub_norm", "attn_sub_norm"),
+    **_projection("ssm_in", "ssm_in"),
+    **_projection("ssm_out", "ssm_out"),
     **_norm("attn_post_norm", "post_attention_norm"),
     **_norm("ffn_norm", "ffn_norm"),
     ("MUL_MAT", "ffn_gate_inp.weight"): ("moe_logits",),  # its .scale belongs to the router's input
@@ -62,15 +72,26 @@ _SHARED: Mapping[Key, Taps] = {
     (ANY, "kqv_out"): ("attn_ctx",),  # CONT after plain attention, RESHAPE after flash attention
     ("GLU", "ffn_swiglu"): ("ffn_act",),
     ("GLU", "ffn_geglu"): ("ffn_act",),
+    ("GLU", "ffn_reglu"): ("ffn_act",),
+    ("UNARY", "ffn_silu"): ("ffn_act",),
+    ("UNARY", "ffn_gelu"): ("ffn_act",),
+    ("UNARY", "ffn_relu"): ("ffn_act",),
+    ("SQR", "ffn_sqr(relu)"): ("ffn_act",),
     (ANY, "l_out"): ("layer_out",),
 }
 _ROPE: Mapping[Key, Taps] = {("ROPE", "Qcur"): ("attn_q_rope",), ("ROPE", "Kcur"): ("attn_k_rope",)}
 _SCALED: Mapping[Key, Taps] = {("SCALE", "inp_scaled"): ("token_embd",)}
 
-_LLAMA: Mapping[Key, Taps] = {
+# What most graphs have: an architecture that is not in BY_NAME has this.
+_COMMON: Mapping[Key, Taps] = {
     **_SHARED,
     **_ROPE,
     ("ADD", "ffn_inp"): ("ffn_in",),
+    (ANY, "ffn_moe_out"): ("moe_experts",),
+    (ANY, "ffn_shexp"): ("ffn_shexp",),
+}
+_LLAMA: Mapping[Key, Taps] = {
+    **_COMMON,
     (ANY, "ffn_moe_out"): ("moe_experts", "ffn_out"),  # nothing but the experts is added to the residual
 }
 _GEMMA: Mapping[Key, Taps] = {**_SHARED, **_ROPE, **_SCALED, ("ADD", "sa_out"): ("ffn_in",)}
@@ -123,8 +144,8 @@ def _look_up(table: Mapping[Key, Taps], op: str, text: str, inside: re.Match[str
 
 
 def table_for(arch: str) -> NodeTable:
-    """The table of an architecture; of an unknown one only what weights' names tell."""
-    return NodeTable(BY_NAME.get(arch, _SHARED))
+    """The table of an architecture: its own, or the common one."""
+    return NodeTable(BY_NAME.get(arch, _COMMON))
 
 
 def is_wanted(tap: str, patterns: Sequence[str] | None) -> bool:

@@ -141,10 +141,10 @@ class LocalTrials:
             turned: Tensor = plain(il, name, x, cos, sin)
             return turned
 
-        def attend(me: Steps, plain: Any, il: int, q: Tensor, k: Tensor, v: Tensor, state: Any) -> Tensor:
+        def attend(me: Steps, plain: Any, il: int, q: Tensor, k: Tensor, v: Tensor, state: Any, *sinks: Any) -> Tensor:
             if il == place:
                 qkv[:] = [q, k, v]
-            context: Tensor = plain(il, q, k, v, state)
+            context: Tensor = plain(il, q, k, v, state, *sinks)
             return context
 
         watched = altered(model, turn=turn, attend=attend)

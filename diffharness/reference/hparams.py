@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from diffharness.errors import ArtifactFileError, UnsupportedError
 from diffharness.reference.ops import NO_SCALING, RopeScaling
@@ -66,6 +66,10 @@ class HyperParameters:
             raise ArtifactFileError(f"metadata key `{self.key(name)}`: expected a number up to {_MOST}, found {value}")
         return value
 
+    def refuse(self, name: str, found: object, expected: str) -> NoReturn:
+        """UnsupportedError: the key `name` holds what this tool does not know."""
+        raise UnsupportedError(f"metadata key `{self.key(name)}`: expected {expected}, found {_shorten(found)}")
+
     def heads(self, n_layer: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Heads and KV heads of every layer, checked to fit each other."""
         n_head = self.integers("attention.head_count", n_layer)
@@ -95,9 +99,7 @@ class HyperParameters:
         if kind == "linear":
             return RopeScaling(freq_scale=1.0 / factor)
         if kind != "yarn":
-            raise UnsupportedError(
-                f"metadata key `{self.key('rope.scaling.type')}`: expected none, linear or yarn, found {kind!r}"
-            )
+            self.refuse("rope.scaling.type", kind, "none, linear or yarn")
         # `attn_factor` multiplies the default; `yarn_attn_factor` is the model's own `attention_factor`, in its place.
         magnitude = 1.0 + 0.1 * math.log(factor) if factor > 1.0 else 1.0
         magnitude *= self.number("rope.scaling.attn_factor", 1.0)

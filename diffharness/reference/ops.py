@@ -8,7 +8,7 @@ Dropout, KV caches and padding do not exist here: every chunk starts at an empty
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,11 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return y if weight is None else y * weight
 
 
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) over the last axis, times `weight`, plus `bias`, where there are any."""
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x[..., in] times w[out, in] transposed, plus b[out]."""
     return F.linear(x, w, b)
@@ -51,6 +56,28 @@ def gelu_tanh(x: Tensor, arithmetic: Arithmetic = DEFINITION) -> Tensor:
         return F.gelu(x, approximate="tanh")
     entry = F.gelu(x.to(torch.float16).float(), approximate="tanh").to(torch.float16).to(x.dtype)
     return torch.where(x <= -10.0, torch.zeros_like(x), torch.where(x >= 10.0, x, entry))
+
+
+def gelu_quick(x: Tensor, arithmetic: Arithmetic = DEFINITION) -> Tensor:
+    """x · sigmoid(1.702 x); with `gelu_f16_table` from ggml's table: argument and result rounded to float16."""
+    if not arithmetic.gelu_f16_table:
+        return x * torch.sigmoid(1.702 * x)
+    entry = x.to(torch.float16).float()
+    return (entry * torch.sigmoid(1.702 * entry)).to(torch.float16).to(x.dtype)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor, Arithmetic], Tensor]] = {
+    "silu": lambda x, _: F.silu(x),
+    "gelu": gelu_tanh,
+    "gelu_erf": lambda x, _: F.gelu(x),
+    "gelu_quick": gelu_quick,
+    "relu": lambda x, _: F.relu(x),
+    "relu_sqr": lambda x, _: F.relu(x).square(),
+}
+"""The activations of feed-forwards, by ggml's names."""
+
+BY_TABLE = frozenset({"gelu", "gelu_quick"})
+"""Activations that ggml's CPU backend looks up in a float16 table."""
 
 
 def softcap(x: Tensor, cap: float | None) -> Tensor:
@@ -174,6 +201,8 @@ class Scores:
     scale: float
     window: int | None = None  # keys in sight, the query's own included; None for all
     softcap: float | None = None
+    chunk: int | None = None  # keys of the query's own chunk of so many positions are in sight, no others
+    max_alibi_bias: float = 0.0  # ALiBi: the steepest slope is 2^(-max_alibi_bias / number of slopes)
 
 
 def attention(
@@ -184,14 +213,19 @@ def attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    chunk: int | None = None,
+    slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     watch: Watch | None = None,
     arithmetic: Arithmetic = DEFINITION,
 ) -> Tensor:
     """Causal attention of q [B, T, H, D] on k [B, T, Hkv, D] and v [B, T, Hkv, Dv]; [B, T, H · Dv].
 
-    Query head h reads KV head h // (H / Hkv). Query i sees keys j ≤ i, and with a `window` only those with
-    i - j < window. `softcap` caps the scaled scores before the mask. `watch` is shown the weights, block by block.
-    Keys and values pass through the cache that `arithmetic` has, if any.
+    Query head h reads KV head h // (H / Hkv). Query i sees keys j ≤ i, with a `window` only those with i - j <
+    window, with a `chunk` only those of its own chunk. `softcap` caps the scaled scores before the mask; `slopes` [H]
+    times (j - i) is added to them (ALiBi); `sinks` [H] is a score in each head that takes its share of the softmax and
+    has no value. `watch` is shown the weights, block by block. Keys and values pass through the cache that
+    `arithmetic` has, if any.
     """
     cache = arithmetic.kv_cache
     if cache is not None:
@@ -201,10 +235,13 @@ def attention(
     group = n_head // n_kv
     qh = (q * scale).transpose(1, 2).reshape(n_batch, n_kv, group, n_tokens, head_dim)
     kh, vh = k.transpose(1, 2), v.transpose(1, 2)  # [B, Hkv, T, D]
+    by_head = (1, n_kv, group, 1, 1)
     blocks = []
     for start in range(0, n_tokens, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, n_tokens)
         first = 0 if window is None else max(0, start - window + 1)
+        if chunk is not None:
+            first = max(first, start // chunk * chunk)
         # The heads of a group read one KV head: their queries are rows of one product.
         queries = qh[:, :, :, start:stop].reshape(n_batch, n_kv, group * (stop - start), head_dim)
         scores = queries @ kh[:, :, first:stop].transpose(-1, -2)
@@ -215,15 +252,38 @@ def attention(
             torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, stop, device=q.device)[None, :]
         )
         hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-        weights = scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
+        if chunk is not None:
+            begins = torch.arange(start, stop, device=q.device) // chunk * chunk
+            hidden = hidden | (torch.arange(first, stop, device=q.device)[None, :] < begins[:, None])
+        if slopes is not None:
+            scores = scores - slopes.view(by_head) * distance
+        scores = scores.masked_fill(hidden, -math.inf)
+        if sinks is not None:
+            sink = sinks.view(by_head).expand(n_batch, -1, -1, stop - start, 1)
+            weights = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
+        else:
+            weights = scores.softmax(dim=-1)
         if watch is not None:
             watch(weights, hidden, start, first)
         if cache is not None and not cache.flash:
             weights = round_to(weights, cache.type_v)
-        values = weights.view(n_batch, n_kv, group * (stop - start), stop - first) @ vh[:, :, first:stop]
+        values = weights.reshape(n_batch, n_kv, group * (stop - start), stop - first) @ vh[:, :, first:stop]
         blocks.append(values.view(n_batch, n_kv, group, stop - start, -1))
     out = torch.cat(blocks, dim=-2)  # [B, Hkv, G, T, Dv]
     return out.permute(0, 3, 1, 2, 4).reshape(n_batch, n_tokens, -1)
+
+
+def alibi_slopes(n_head: int, max_bias: float) -> Tensor | None:
+    """What each head subtracts from a score per position of distance, float32 [n_head]; None for a bias of 0.
+
+    With n the largest power of two up to the number of heads, head h < n has 2^(-max_bias (h + 1) / n), and head n + i
+    has 2^(-max_bias (2i + 1) / 2n) (Press et al., 2022; the second line by the authors' code).
+    """
+    if max_bias <= 0.0:
+        return None
+    n = 1 << (n_head.bit_length() - 1)
+    exponents = [(h + 1) / n if h < n else (2 * (h - n) + 1) / (2 * n) for h in range(n_head)]
+    return torch.tensor([2.0 ** (-max_bias * e) for e in exponents], dtype=torch.float32)
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:
@@ -236,41 +296,6 @@ def join_heads(x: Tensor) -> Tensor:
     return x.flatten(-2)
 
 
-# -- experts -----------------------------------------------------------------------------------------
-
-
-def route(logits: Tensor, n_used: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
-    """The `n_used` likeliest experts of each token and their weights, both [..., n_used], likeliest first.
-
-    Softmax over all experts (`logits` [..., n_expert]), then the top; with `normalise` their weights are made to
-    sum to one. Equal logits go to the lower expert index.
-    """
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    weights, experts = probabilities[..., :n_used], order[..., :n_used]
-    if normalise:
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-    return weights, experts
-
-
-def moe(x: Tensor, weights: Tensor, experts: Tensor, ffn: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """The weighted sum of each token's experts: x [B, T, E], weights and experts [B, T, n_used]; [B, T, E].
-
-    `ffn(expert, x[n, E])` is called once for every expert that some token was routed to, with those tokens only.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    chosen, share = experts.reshape(-1, experts.shape[-1]), weights.reshape(-1, weights.shape[-1])
-    out = torch.zeros_like(flat)
-    for expert in torch.unique(chosen).tolist():
-        token, rank = torch.nonzero(chosen == expert, as_tuple=True)
-        out = out.index_add(0, token, ffn(expert, flat[token]) * share[token, rank, None])
-    return out.reshape(x.shape)
-
-
-def expert_matrix(w: Weights, name: str, expert: int) -> Tensor:
-    """One expert's matrix [out, in] of the stack `name` [n_expert, out, in]; no other expert is read."""
-    return w.rows(name, slice(expert, expert + 1))[0]
-
-
 # -- both ends ---------------------------------------------------------------------------------------
 
 
@@ -280,23 +305,30 @@ def embed(w: Weights, tokens: Tensor, name: str = "token_embd.weight") -> Tensor
     return w.rows(name, ids)[where]
 
 
-def logits(w: Weights, x: Tensor, tap: Tap, *, cap: float | None = None) -> Tensor:
-    """Output projection (the embedding's rows where the head is tied) of the normed x, and cap; [B, T, vocab].
+def logits(w: Weights, x: Tensor, tap: Tap, *, cap: float | None = None, scale: float = 1.0) -> Tensor:
+    """Output projection (the embedding's rows where the head is tied) of the normed x; [B, T, vocab].
 
-    The head's rows are read in chunks; without autograd the chunks fill one tensor.
+    Plus `output.bias` where there is one, times `scale`, then capped. The head's rows are read in chunks; without
+    autograd the chunks fill one tensor.
     """
     name = "output.weight" if w.has("output.weight") else "token_embd.weight"
     n_vocab = w.n_rows(name)
     step = max(1, _HEAD_BYTES // (x.shape[-1] * x.element_size()))
     chunks = [slice(start, min(start + step, n_vocab)) for start in range(0, n_vocab, step)]
+    bias = w.find("output.bias")
     if torch.is_grad_enabled():
-        out = softcap(torch.cat([linear(x, w.rows(name, chunk)) for chunk in chunks], dim=-1), cap)
+        out = torch.cat([linear(x, w.rows(name, chunk)) for chunk in chunks], dim=-1)
+        out = softcap((out if bias is None else out + bias) * scale, cap)
     else:
         out = x.new_empty(*x.shape[:-1], n_vocab)
         flat_x, flat_logits = x.flatten(0, -2), out.view(-1, n_vocab)
         for chunk in chunks:
             piece = flat_logits[:, chunk]
             torch.mm(flat_x, w.rows(name, chunk).T, out=piece)
+            if bias is not None:
+                piece.add_(bias[chunk])
+            if scale != 1.0:
+                piece.mul_(scale)
             if cap is not None:  # in place: logits are the largest tensor of a forward
                 piece.div_(cap).tanh_().mul_(cap)
     tap("logits", out)

@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, H heads, D head size, E width of the residual stream.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,9 +25,12 @@ class Steps(ABC):
 
     # -- what a model is -----------------------------------------------------------------------------
 
+    activation: ClassVar[str] = "silu"  # of the feed-forward; one of ops.ACTIVATIONS
+
     @property
-    @abstractmethod
-    def uses_gelu(self) -> bool: ...
+    def uses_gelu(self) -> bool:
+        """Whether ggml's CPU backend looks the activation up in a float16 table."""
+        return self.activation in ops.BY_TABLE
 
     @abstractmethod
     def layer_kind(self, il: int) -> str:
@@ -75,6 +79,8 @@ class Steps(ABC):
     def tables(self, w: Weights, il: int, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Cosines and sines for layer `il` at the state's positions, each [T, n_rot / 2]."""
         rotary = self.rotary(il)
+        if rotary.n_rot == 0:
+            return x.new_empty(x.shape[1], 0), x.new_empty(x.shape[1], 0)
         return ops.rope_tables(
             state.positions,
             rotary.n_rot,
@@ -89,7 +95,8 @@ class Steps(ABC):
         """Queries or keys (`attn_q`, `attn_k`) [B, T, H, D], normalised where the model does so, and turned."""
         heads = self.norm_heads(w, il, name, heads, tap)
         heads = self.turn(il, name, heads, cos, sin)
-        tap(name + "_rope", ops.join_heads(heads))
+        if cos.shape[-1]:
+            tap(name + "_rope", ops.join_heads(heads))
         return heads
 
     def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
@@ -97,12 +104,15 @@ class Steps(ABC):
         return heads
 
     def turn(self, il: int, name: str, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Heads turned by their position."""
+        """Heads turned by their position; as they are where the layer has no rotary embedding (n_rot is 0)."""
+        if cos.shape[-1] == 0:
+            return heads
         return ops.apply_rope(heads, cos, sin, interleaved=self.rotary(il).interleaved)
 
-    def attend(self, il: int, q: Tensor, k: Tensor, v: Tensor, state: State) -> Tensor:
-        """Causal attention, heads joined: [B, T, H · D]."""
+    def attend(self, il: int, q: Tensor, k: Tensor, v: Tensor, state: State, sinks: Tensor | None = None) -> Tensor:
+        """Causal attention, heads joined: [B, T, H · D]; `sinks` [H] are scores without a value."""
         scores = self.scores(il)
+        slopes = ops.alibi_slopes(q.shape[2], scores.max_alibi_bias)
         return ops.attention(
             q,
             k,
@@ -110,18 +120,24 @@ class Steps(ABC):
             scale=scores.scale,
             window=scores.window,
             softcap=scores.softcap,
+            chunk=scores.chunk,
+            slopes=None if slopes is None else slopes.to(q),
+            sinks=sinks,
             watch=state.watch,
             arithmetic=state.arithmetic,
         )
 
-    @abstractmethod
     def act(self, gate: Tensor, state: State) -> Tensor:
         """The feed-forward's activation."""
+        return ops.ACTIVATIONS[self.activation](gate, state.arithmetic)
 
     def gated(self, gate: Tensor, up: Tensor, state: State) -> Tensor:
         """What goes into the feed-forward's last projection."""
         return self.act(gate, state) * up
 
-    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and numbers of each token's experts, both [B, T, n_used], from the router's logits."""
+    def route(self, logits: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of each token's experts, both [B, T, n_used], from the router's logits.
+
+        `bias` [n_expert] is added to the scores for the choice only.
+        """
         raise NotImplementedError("a model without experts")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffharness.reference import ops
+from diffharness.reference import moe, ops
 from diffharness.reference.model import DEFINITION, GGML, Arithmetic
 
 F16_GELU = Arithmetic(gelu_f16_table=True)
@@ -192,17 +192,17 @@ def test_attention_does_not_mix_a_batch() -> None:
 
 
 def test_routing_ties_go_to_the_lower_expert() -> None:
-    weights, experts = ops.route(torch.tensor([[0.0, 1.0, 1.0, 1.0]]), 2, normalise=True)
+    weights, experts = moe.route(torch.tensor([[0.0, 1.0, 1.0, 1.0]]), 2, normalise=True)
     assert experts.tolist() == [[1, 2]]
     assert weights.tolist() == [[0.5, 0.5]]
 
 
 def test_routed_weights_are_softmax_over_all_experts() -> None:
     logits = rand(7, 6)
-    raw, experts = ops.route(logits, 3, normalise=False)
+    raw, experts = moe.route(logits, 3, normalise=False)
     assert torch.allclose(raw, logits.softmax(-1).gather(-1, experts))
     assert float(raw.sum(-1).max()) < 1.0
-    normalised, _ = ops.route(logits, 3, normalise=True)
+    normalised, _ = moe.route(logits, 3, normalise=True)
     assert torch.allclose(normalised, raw / raw.sum(-1, keepdim=True))
 
 
@@ -211,14 +211,14 @@ def test_routed_weights_are_softmax_over_all_experts() -> None:
 def test_experts_weighted_sum(n_tokens: int, n_expert: int, seed: int) -> None:
     n_used = 1 + seed % n_expert
     x, matrices = rand(1, n_tokens, 4, seed=seed), rand(n_expert, 4, 4, seed=seed + 1)
-    weights, experts = ops.route(rand(1, n_tokens, n_expert, seed=seed + 2), n_used, normalise=True)
+    weights, experts = moe.route(rand(1, n_tokens, n_expert, seed=seed + 2), n_used, normalise=True)
     asked: list[int] = []
 
     def ffn(expert: int, rows: torch.Tensor) -> torch.Tensor:
         asked.append(expert)
         return rows @ matrices[expert]
 
-    out = ops.moe(x, weights, experts, ffn)
+    out = moe.mix(x, weights, experts, ffn)
     expected = torch.einsum("btk,btkij,bti->btj", weights, matrices[experts], x)
     assert torch.allclose(out, expected, atol=1e-12)
     assert asked == sorted(set(experts.flatten().tolist()))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffharness.reference import ops
+from diffharness.reference import moe, ops
 from diffharness.reference.model import DEFINITION, Arithmetic, KvCache
 from diffharness.reference.rounding import RoundingMatrix, RoundingWeights
 from diffharness.reference.runner import Reference
@@ -67,7 +67,7 @@ def test_an_expert_of_a_stack_rounds_too() -> None:
     weights = RoundingWeights(Typed(wide(QWEN3MOE), "Q8_0"))
     name = "blk.1.ffn_up_exps.weight"
     x = torch.from_numpy(RNG.standard_normal((4, 256)).astype(np.float32))
-    found = ops.linear(x, ops.expert_matrix(weights, name, 2))
+    found = ops.linear(x, moe.matrix(weights, name, 2))
     assert torch.equal(found, F.linear(rounded(x, "Q8_0"), torch.from_numpy(weights.source.read(name)[2])))
 
 

@@ -42,3 +42,6 @@ class Gemma2(Gemma3):
 
     def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
         return heads
+
+
+ARCHS = {"gemma2": Gemma2.from_metadata}

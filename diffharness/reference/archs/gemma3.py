@@ -56,6 +56,7 @@ class Gemma3(Steps):
     attn_softcap: float | None
     softcap: float | None
 
+    activation: ClassVar[str] = "gelu"
     n_layer_27b: ClassVar[int] = 62  # the size whose scores are scaled otherwise
     slides_by_default: ClassVar[int] = 6  # of this many layers all but the last slide
 
@@ -71,10 +72,6 @@ class Gemma3(Steps):
             attn_softcap=None,
             softcap=hp.number("final_logit_softcapping", 0.0) or None,
         )
-
-    @property
-    def uses_gelu(self) -> bool:
-        return True
 
     def layer_kind(self, il: int) -> str:
         return "global" if self.window[il] is None else "sliding"
@@ -120,9 +117,6 @@ class Gemma3(Steps):
         x = self.add(x, h)
         tap("layer_out", x)
         return x
-
-    def act(self, gate: Tensor, state: State) -> Tensor:
-        return ops.gelu_tanh(gate, state.arithmetic)
 
     def head(self, w: Weights, x: Tensor, state: State, tap: Tap) -> Tensor:
         x = self.norm(w, "output_norm.weight", x)
@@ -185,3 +179,6 @@ class Gemma3(Steps):
         else:
             slides = hp.booleans("attention.sliding_window_pattern", n_layer)
         return tuple(window if window > 0 and slide else None for slide in slides)
+
+
+ARCHS = {"gemma3": Gemma3.from_metadata}

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
 from diffharness.errors import ArtifactFileError
-from diffharness.reference import ops
+from diffharness.reference import moe, ops
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
 from diffharness.reference.steps import Steps
@@ -45,6 +45,8 @@ class Gemma4(Steps):
     n_shared_kv: int  # this many last layers have no keys and values of their own
     n_embd_per_layer: int  # 0: no per-layer embeddings
     n_expert_used: int  # 0: dense
+
+    activation: ClassVar[str] = "gelu"
 
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> Self:
@@ -78,10 +80,6 @@ class Gemma4(Steps):
             n_embd_per_layer=h.integer("embedding_length_per_layer_input", 0),
             n_expert_used=h.integer("expert_used_count", 0),
         )
-
-    @property
-    def uses_gelu(self) -> bool:
-        return True
 
     def layer_kind(self, il: int) -> str:
         return "sliding" if self.sliding[il] else "global"
@@ -210,11 +208,8 @@ class Gemma4(Steps):
         tap("ffn_act", h)
         return ops.linear(h, w.get(blk + "ffn_down.weight"))
 
-    def act(self, gate: Tensor, state: State) -> Tensor:
-        return ops.gelu_tanh(gate, state.arithmetic)
-
-    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.route(logits, self.n_expert_used, normalise=True)
+    def route(self, logits: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return moe.route(logits, self.n_expert_used, normalise=True)
 
     def _experts(self, w: Weights, blk: str, x: Tensor, state: State, tap: Tap) -> Tensor:
         """The routed experts' normalised sum. Router and experts see the residual, each under a norm of its own."""
@@ -229,16 +224,16 @@ class Gemma4(Steps):
 
         def ffn(expert: int, rows: Tensor) -> Tensor:
             if fused:
-                both = ops.linear(rows, ops.expert_matrix(w, blk + "ffn_gate_up_exps.weight", expert))
+                both = ops.linear(rows, moe.matrix(w, blk + "ffn_gate_up_exps.weight", expert))
                 gate, up = both.chunk(2, dim=-1)
             else:
-                gate = ops.linear(rows, ops.expert_matrix(w, blk + "ffn_gate_exps.weight", expert))
-                up = ops.linear(rows, ops.expert_matrix(w, blk + "ffn_up_exps.weight", expert))
-            down = ops.expert_matrix(w, blk + "ffn_down_exps.weight", expert)
+                gate = ops.linear(rows, moe.matrix(w, blk + "ffn_gate_exps.weight", expert))
+                up = ops.linear(rows, moe.matrix(w, blk + "ffn_up_exps.weight", expert))
+            down = moe.matrix(w, blk + "ffn_down_exps.weight", expert)
             return ops.linear(self.gated(gate, up, state), down)
 
         h = self.norm(w, blk + "pre_ffw_norm_2.weight", x)
-        h = ops.moe(h, weights, experts, ffn)
+        h = moe.mix(h, weights, experts, ffn)
         tap("moe_experts", h)
         return self.norm(w, blk + "post_ffw_norm_2.weight", h)
 
@@ -260,3 +255,6 @@ class Gemma4(Steps):
         gate = self.act(ops.linear(x, w.get(blk + "inp_gate.weight")), state)
         h = ops.linear(gate * told, w.get(blk + "proj.weight"))
         return self.norm(w, blk + "post_norm.weight", h)
+
+
+ARCHS = {"gemma4": Gemma4.from_metadata}

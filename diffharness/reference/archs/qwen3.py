@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from diffharness.reference import ops
 from diffharness.reference.archs.qwen2 import Qwen2
-from diffharness.reference.model import Tap, Weights
+from diffharness.reference.decoder import HeadNorms
 
 
-@dataclass(frozen=True)
-class Qwen3(Qwen2):
-    """Differs from Qwen 2 in the head norms, whose weight [head_dim] all heads of a layer share."""
+@dataclass(frozen=True, kw_only=True)
+class Qwen3(HeadNorms, Qwen2):
+    """Differs from Qwen 2 in the head norms."""
 
-    def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
-        heads = self.norm(w, f"blk.{il}.{name}_norm.weight", heads)
-        tap(name + "_norm", ops.join_heads(heads))
-        return heads
+
+ARCHS = {"qwen3": Qwen3.from_metadata}

@@ -14,7 +14,7 @@ from diffharness.reference.archs.qwen3 import Qwen3
 from diffharness.weights.source import Metadata
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Qwen3Moe(Qwen3):
     """Differs from Qwen 3 in that experts are not optional."""
 
@@ -24,3 +24,6 @@ class Qwen3Moe(Qwen3):
         if model.n_expert <= 0:
             raise ArtifactFileError("required metadata key `qwen3moe.expert_count` is missing or zero")
         return model
+
+
+ARCHS = {"qwen3moe": Qwen3Moe.from_metadata}

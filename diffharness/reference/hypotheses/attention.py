@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,7 +172,7 @@ def _without_first(distance: Tensor, scores: Scores) -> Tensor:
 
 def _masked(name: str, says: str, hidden: Callable[[Tensor, Scores], Tensor]) -> Hypothesis:
     def attend(
-        me: Steps, plain: Callable[..., Tensor], il: int, q: Tensor, k: Tensor, v: Tensor, state: State
+        me: Steps, plain: Callable[..., Tensor], il: int, q: Tensor, k: Tensor, v: Tensor, state: State, *sinks: Any
     ) -> Tensor:
         scores = me.scores(il)
         at = torch.arange(q.shape[1], device=q.device)
@@ -207,12 +208,12 @@ def _reading(kv_head: Callable[[int], int]) -> Alteration:
     """Query head h reads KV head `kv_head(h)`."""
 
     def attend(
-        me: Steps, plain: Callable[..., Tensor], il: int, q: Tensor, k: Tensor, v: Tensor, state: State
+        me: Steps, plain: Callable[..., Tensor], il: int, q: Tensor, k: Tensor, v: Tensor, state: State, *sinks: Any
     ) -> Tensor:
         if k.shape[2] in (1, q.shape[2]):
-            return plain(il, q, k, v, state)
+            return plain(il, q, k, v, state, *sinks)
         which = torch.tensor([kv_head(h) % k.shape[2] for h in range(q.shape[2])], device=q.device)
-        return plain(il, q, k[:, :, which], v[:, :, which], state)
+        return plain(il, q, k[:, :, which], v[:, :, which], state, *sinks)
 
     return lambda model: altered(model, attend=attend)
 

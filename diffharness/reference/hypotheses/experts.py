@@ -70,7 +70,7 @@ def propose(scene: Scene) -> Iterator[Hypothesis]:
 
 
 def _routing(score: Callable[[Tensor], Tensor], weigh: Callable[[Tensor], Tensor], n_used: int) -> Any:
-    def route(me: Steps, plain: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def route(me: Steps, plain: Any, logits: Tensor, *bias: Any) -> tuple[Tensor, Tensor]:
         order = logits.sort(dim=-1, descending=True, stable=True).indices[..., :n_used]
         return weigh(score(logits).gather(-1, order)), order
 
@@ -78,7 +78,7 @@ def _routing(score: Callable[[Tensor], Tensor], weigh: Callable[[Tensor], Tensor
 
 
 def _lowest() -> Any:
-    def route(me: Steps, plain: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def route(me: Steps, plain: Any, logits: Tensor, *bias: Any) -> tuple[Tensor, Tensor]:
         _, experts = plain(-logits)
         p = logits.softmax(-1).gather(-1, experts)
         return _normalised(p), experts
@@ -87,8 +87,8 @@ def _lowest() -> Any:
 
 
 def _renumbered(number: Callable[[Tensor], Tensor]) -> Any:
-    def route(me: Steps, plain: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
-        weights, experts = plain(logits)
+    def route(me: Steps, plain: Any, logits: Tensor, *bias: Any) -> tuple[Tensor, Tensor]:
+        weights, experts = plain(logits, *bias)
         return weights, number(experts)
 
     return lambda model: altered(model, route=route)

@@ -1,17 +1,28 @@
-"""Names, layouts and hyperparameters between Hugging Face and GGUF, one module per architecture."""
+"""Names, layouts and hyperparameters between Hugging Face and GGUF, one module per architecture.
+
+Each module states its map in `MAP`, or several in `MAPS`.
+"""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 from diffharness.errors import CheckpointError, UnsupportedError
-from diffharness.weights.names import gemma2, gemma3, gemma4, llama, qwen2, qwen3, qwen3moe
 from diffharness.weights.names._map import ArchMap, Config, RotaryPairs, TensorRule
 
-MAPS: dict[str, ArchMap] = {
-    m.arch: m for m in (gemma2.MAP, gemma3.MAP, gemma4.MAP, llama.MAP, qwen2.MAP, qwen3.MAP, qwen3moe.MAP)
-}
+
+def _maps() -> dict[str, ArchMap]:
+    modules = (
+        import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__) if found.name[0] != "_"
+    )
+    found = [m for module in modules for m in (module.MAPS if hasattr(module, "MAPS") else (module.MAP,))]
+    return {m.arch: m for m in sorted(found, key=lambda m: m.arch)}
+
+
+MAPS: dict[str, ArchMap] = _maps()
 
 __all__ = ["MAPS", "ArchMap", "RotaryPairs", "TensorRule", "config_of_tensors", "for_arch", "for_config", "text_config"]
 

@@ -14,8 +14,16 @@ import numpy as np
 
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import expect_activation, need_float
-from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_config, decoder_metadata, head_rules
-from diffharness.weights.names._map import ADD_ONE, PLAIN, Config, Layout, TensorRule
+from diffharness.weights.names._draw import by_width
+from diffharness.weights.names._keys import (
+    TIED_HEAD,
+    Keys,
+    decoder_config,
+    decoder_example,
+    decoder_metadata,
+    head_rules,
+)
+from diffharness.weights.names._map import ADD_ONE, PLAIN, Config, Draw, Layout, Sizes, TensorRule
 from diffharness.weights.source import Metadata
 
 SLIDING, GLOBAL = "sliding_attention", "full_attention"  # config.json's words
@@ -34,10 +42,26 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def hf_rule(name: str, shape: tuple[int, ...], hf: str, *, layout: Layout = PLAIN, required: bool = True) -> TensorRule:
+def gemma_example(sizes: Sizes, model_type: str, architecture: str, **more: Any) -> dict[str, Any]:
+    """config.json of a synthetic model: as every decoder's, with Gemma's activation and a tied head."""
+    gemma = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
+    return decoder_example(sizes, model_type, architecture, **(gemma | more))
+
+
+def hf_rule(
+    name: str,
+    shape: tuple[int, ...],
+    hf: str,
+    *,
+    layout: Layout = PLAIN,
+    required: bool = True,
+    draw: Draw | None = None,
+    synthetic: bool | None = None,
+) -> TensorRule:
     """The rule of one tensor whose Hugging Face name may stand under any of `PREFIXES`."""
     first, *others = ((prefix + hf,) for prefix in PREFIXES)
-    return TensorRule(name, shape, first, layout, required, tuple((spelling, layout) for spelling in others))
+    aliases = tuple((spelling, layout) for spelling in others)
+    return TensorRule(name, shape, first, layout, required, aliases, draw=draw, synthetic=synthetic)
 
 
 def text_part(config: Config, **defaults: Any) -> dict[str, Any]:
@@ -139,7 +163,8 @@ def dense_rules(metadata: Metadata, *, head_norms: bool) -> list[TensorRule]:
         return hf_rule(name + ".weight", (size,), hf + ".weight", layout=ADD_ONE)
 
     rules = [
-        hf_rule("token_embd.weight", (keys.n_vocab, d), "embed_tokens.weight"),
+        # The forward multiplies the embedding by the root of its width.
+        hf_rule("token_embd.weight", (keys.n_vocab, d), "embed_tokens.weight", draw=by_width(1.0)),
         norm("output_norm", "norm", d),
         *head_rules(metadata),
     ]

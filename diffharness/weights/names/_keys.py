@@ -19,7 +19,7 @@ from diffharness.weights.names._config import (
     rope_metadata,
     rope_parameters,
 )
-from diffharness.weights.names._map import PLAIN, Config, Layout, TensorRule
+from diffharness.weights.names._map import PLAIN, Config, Layout, Sizes, TensorRule
 from diffharness.weights.source import Metadata
 
 _LARGEST = (1 << 31) - 1
@@ -162,6 +162,35 @@ class Keys:
         if isinstance(tokens, (list, tuple)) and tokens:
             return len(tokens)
         return self.integer("vocab_size")
+
+
+def decoder_example(
+    sizes: Sizes, model_type: str, architecture: str, *, rope_theta: float = 5e3, **more: Any
+) -> dict[str, Any]:
+    """config.json of a synthetic decoder: what every decoder states, with `more` over it; None leaves a key out.
+
+    The epsilon is large enough to be seen, heads are wider than width / heads, and the head is not tied.
+    """
+    out: dict[str, Any] = {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "hidden_size": sizes.n_embd,
+        "intermediate_size": sizes.n_ff,
+        "num_hidden_layers": sizes.n_layer,
+        "num_attention_heads": sizes.n_head,
+        "num_key_value_heads": sizes.n_head_kv,
+        "head_dim": sizes.head_dim,
+        "max_position_embeddings": sizes.n_ctx,
+        "rms_norm_eps": 1e-3,
+        "rope_theta": rope_theta,
+        "vocab_size": sizes.n_vocab,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": "float32",
+    }
+    return {key: value for key, value in (out | more).items() if value is not None}
 
 
 # -- tensors --------------------------------------------------------------------------------------------

@@ -21,6 +21,27 @@ from diffharness.weights.source import Float32Array, Metadata
 Config = Mapping[str, Any]  # config.json; the text model's part of it where it has several
 
 
+Draw = Callable[[np.random.Generator, tuple[int, ...]], Float32Array]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a synthetic model is to be; an architecture takes of these what it has."""
+
+    n_layer: int = 4
+    n_embd: int = 64
+    n_head: int = 4
+    n_head_kv: int = 2
+    head_dim: int = 32
+    n_ff: int = 96
+    n_vocab: int = 160
+    n_expert: int = 6
+    n_expert_used: int = 2
+    n_ff_expert: int = 64
+    window: int = 24
+    n_ctx: int = 256
+
+
 class Layout(Protocol):
     """The change of layout between Hugging Face tensors and one GGUF tensor; exact in both directions."""
 
@@ -99,7 +120,92 @@ class Stack:
         return list(tensor)
 
 
+@dataclass(frozen=True)
+class Transposed:
+    """The matrix with rows and columns exchanged (GPT-2's `Conv1D`)."""
+
+    rowwise: bool = False
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        return np.ascontiguousarray(parts[0].T)
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        return [np.ascontiguousarray(tensor.T)]
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """The same values in the same order, in another shape on Hugging Face's side."""
+
+    gguf: tuple[int, ...]
+    hf: tuple[int, ...]
+    rowwise: bool = False
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        return parts[0].reshape(self.gguf)
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        return [tensor.reshape(self.hf)]
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Values that are kept otherwise on each side, such as A = -exp(A_log): `there` to GGUF, `back` from it."""
+
+    there: Callable[[Float32Array], Float32Array]
+    back: Callable[[Float32Array], Float32Array]
+    rowwise: bool = False
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        return self.there(parts[0])
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        return [self.back(tensor)]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several Hugging Face tensors one after another along the first axis, `rows` of each."""
+
+    rows: tuple[int, ...]
+    rowwise: bool = False
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        return np.concatenate(parts)
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        return np.split(tensor, np.cumsum(self.rows)[:-1])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one Hugging Face tensor, of shape `hf`, whose other parts are other GGUF tensors.
+
+    `view(whole)` gives the part as a view into the whole, in any shape of the right order: reading copies from it,
+    writing (which gathers the parts of a tensor) copies to it.
+    """
+
+    hf: tuple[int, ...]
+    view: Callable[[Float32Array], Float32Array]
+    rowwise: bool = False
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        return np.ascontiguousarray(self.view(parts[0].reshape(self.hf)))
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        """The whole with only this part filled in."""
+        whole = np.zeros(self.hf, dtype=np.float32)
+        self.put(tensor, whole)
+        return [whole]
+
+    def put(self, tensor: Float32Array, whole: Float32Array) -> None:
+        """Write this part into `whole`."""
+        view = self.view(whole)
+        view[...] = tensor.reshape(view.shape)
+
+
 PLAIN = Plain()
+TRANSPOSED = Transposed()
 ADD_ONE = AddOne()
 STACK = Stack()
 
@@ -111,6 +217,8 @@ class TensorRule:
     `hf` names the Hugging Face tensors (one per expert under `STACK`); where a checkpoint may spell
     a name in several ways, `aliases` lists the other spellings of `hf` as whole tuples, with the
     layout that goes with each. A rule without `hf` is computed from the hyperparameters (`values`).
+    `draw(generator, shape)` makes a synthetic model's values where the name and shape alone would make senseless ones;
+    `synthetic` says whether a synthetic model has the tensor; unless stated it has it if every model does.
     """
 
     name: str
@@ -120,6 +228,8 @@ class TensorRule:
     required: bool = True
     aliases: tuple[tuple[tuple[str, ...], Layout], ...] = ()
     values: Callable[[], Float32Array] | None = None
+    draw: Draw | None = None
+    synthetic: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +240,8 @@ class ArchMap:
     model_types: tuple[str, ...]  # config.json's `model_type`, those of the text parts included
     architectures: tuple[str, ...]  # the Hugging Face classes that it covers; the first is written
     metadata: Callable[[Config], dict[str, Any]]  # GGUF keys of a config; raises CheckpointError
-    config: Callable[[Metadata], dict[str, Any]]  # and back, a config.json that transformers loads
     rules: Callable[[Metadata], list[TensorRule]]  # every tensor such a model has
+    example: Callable[[Sizes], dict[str, Any]]  # config.json of a synthetic model in which every feature matters
+    config: Callable[[Metadata], dict[str, Any]] | None = None  # a config.json of GGUF keys that transformers loads
+    transformers: bool = True  # transformers has the model: it is held against it, beside llama.cpp
     ignored: tuple[str, ...] = field(default=())  # prefixes of Hugging Face tensors left alone (vision, audio)

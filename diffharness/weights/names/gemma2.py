@@ -6,9 +6,9 @@ from typing import Any
 
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import need_int, rope_parameters
-from diffharness.weights.names._gemma import cap, dense_config, dense_metadata, dense_rules, text_part
+from diffharness.weights.names._gemma import cap, dense_config, dense_metadata, dense_rules, gemma_example, text_part
 from diffharness.weights.names._keys import TIED_HEAD, Keys
-from diffharness.weights.names._map import ArchMap, Config, TensorRule
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.source import Metadata
 
 PERIOD = 2  # the last layer of each period is global
@@ -60,6 +60,12 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     return [rule for rule in dense_rules(metadata, head_norms=False) if rule.name != "output.weight"]
 
 
+def example(sizes: Sizes) -> dict[str, Any]:
+    caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
+    scale = {"query_pre_attn_scalar": sizes.head_dim, "sliding_window": sizes.window}
+    return gemma_example(sizes, "gemma2", "Gemma2ForCausalLM", **caps, **scale)
+
+
 MAP = ArchMap(
     arch="gemma2",
     model_types=("gemma2",),
@@ -67,5 +73,6 @@ MAP = ArchMap(
     metadata=metadata,
     config=config,
     rules=rules,
+    example=example,
     ignored=("lm_head.",),  # the embedding again, where a checkpoint has it
 )

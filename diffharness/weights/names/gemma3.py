@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from diffharness.errors import CheckpointError
@@ -12,12 +13,13 @@ from diffharness.weights.names._gemma import (
     dense_config,
     dense_metadata,
     dense_rules,
+    gemma_example,
     layer_types,
     stored_float,
     text_part,
 )
 from diffharness.weights.names._keys import Keys
-from diffharness.weights.names._map import ArchMap, Config, TensorRule
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.source import Metadata
 
 PERIOD = 6  # the last layer of each period is global
@@ -71,6 +73,20 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     return dense_rules(metadata, head_norms=True)
 
 
+def example(sizes: Sizes) -> dict[str, Any]:
+    """One period, and a layer of the next, so that both kinds are there."""
+    return gemma_example(
+        replace(sizes, n_layer=max(sizes.n_layer, PERIOD + 1)),
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        query_pre_attn_scalar=sizes.head_dim,
+        sliding_window=sizes.window,
+        rope_local_base_freq=1e4,
+        rope_theta=1e6,
+        rope_scaling={"rope_type": "linear", "factor": 4.0},
+    )
+
+
 MAP = ArchMap(
     arch="gemma3",
     model_types=("gemma3_text", "gemma3"),
@@ -78,6 +94,7 @@ MAP = ArchMap(
     metadata=metadata,
     config=config,
     rules=rules,
+    example=example,
     ignored=(
         "lm_head.",  # the embedding again, where a tied checkpoint has it
         "vision_tower.",

@@ -12,23 +12,26 @@ apart are known too.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import need_int
+from diffharness.weights.names._draw import around, by_width, normal
 from diffharness.weights.names._gemma import (
     GLOBAL,
     SLIDING,
     cap,
+    gemma_example,
     hf_rule,
     layer_types,
     stored_float,
     text_part,
 )
 from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_metadata, head_rules
-from diffharness.weights.names._map import ArchMap, Config, TensorRule
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.source import Float32Array, Metadata
 
 PERIOD = 6  # the last layer of each period is global
@@ -179,7 +182,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     ple = int(keys.get("embedding_length_per_layer_input", 0))
     d, n_vocab, n_layer = keys.n_embd, keys.n_vocab, keys.n_layer
     out = [
-        hf_rule("token_embd.weight", (n_vocab, d), "embed_tokens.weight"),
+        hf_rule("token_embd.weight", (n_vocab, d), "embed_tokens.weight", draw=by_width(1.0)),
         hf_rule("output_norm.weight", (d,), "norm.weight"),
         *head_rules(metadata),
     ]
@@ -188,7 +191,12 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         out.append(TensorRule("rope_freqs.weight", (size // 2,), values=lambda: rope_divisors(size, share)))
     if ple:
         out += [
-            hf_rule("per_layer_token_embd.weight", (n_vocab, n_layer * ple), "embed_tokens_per_layer.weight"),
+            hf_rule(
+                "per_layer_token_embd.weight",
+                (n_vocab, n_layer * ple),
+                "embed_tokens_per_layer.weight",
+                draw=normal(ple**-0.5),
+            ),
             hf_rule("per_layer_model_proj.weight", (n_layer * ple, d), "per_layer_model_projection.weight"),
             hf_rule("per_layer_proj_norm.weight", (ple,), "per_layer_projection_norm.weight"),
         ]
@@ -202,7 +210,9 @@ def rules(metadata: Metadata) -> list[TensorRule]:
                 hf_rule(blk + "proj.weight", (d, ple), hf + "per_layer_projection.weight"),
                 hf_rule(blk + "post_norm.weight", (d,), hf + "post_per_layer_input_norm.weight"),
             ]
-        out.append(hf_rule(blk + "layer_output_scale.weight", (1,), hf + "layer_scalar", required=False))
+        out.append(
+            hf_rule(blk + "layer_output_scale.weight", (1,), hf + "layer_scalar", required=False, synthetic=True)
+        )
     return out
 
 
@@ -211,13 +221,14 @@ def _attention_rules(keys: Keys, il: int, slide: bool) -> list[TensorRule]:
     head = int(keys.get("attention.key_length_swa", keys.head_dim)) if slide else keys.head_dim
     q, kv = keys.n_head * head, int(keys.by_layer("attention.head_count_kv")[il]) * head
     # A layer that borrows keys and values needs none, though checkpoints may carry them, unused.
+    scores = around(head**-0.25)  # the norms of queries and keys are the only scale that scores have
     own = il < keys.n_layer - int(keys.get("attention.shared_kv_layers", 0))
     return [
         hf_rule(blk + "attn_norm.weight", (d,), hf + "input_layernorm.weight"),
         hf_rule(blk + "attn_q.weight", (q, d), hf + "self_attn.q_proj.weight"),
-        hf_rule(blk + "attn_q_norm.weight", (head,), hf + "self_attn.q_norm.weight"),
+        hf_rule(blk + "attn_q_norm.weight", (head,), hf + "self_attn.q_norm.weight", draw=scores),
         hf_rule(blk + "attn_k.weight", (kv, d), hf + "self_attn.k_proj.weight", required=own),
-        hf_rule(blk + "attn_k_norm.weight", (head,), hf + "self_attn.k_norm.weight", required=own),
+        hf_rule(blk + "attn_k_norm.weight", (head,), hf + "self_attn.k_norm.weight", required=own, draw=scores),
         hf_rule(blk + "attn_v.weight", (kv, d), hf + "self_attn.v_proj.weight", required=own and slide),
         hf_rule(blk + "attn_output.weight", (d, q), hf + "self_attn.o_proj.weight"),
         hf_rule(blk + "post_attention_norm.weight", (d,), hf + "post_attention_layernorm.weight"),
@@ -254,6 +265,26 @@ def _feed_forward_rules(keys: Keys, il: int) -> list[TensorRule]:
     ]
 
 
+def example(sizes: Sizes) -> dict[str, Any]:
+    """Two periods; globals whose heads are wider and whose keys are their values."""
+    n_layer = max(sizes.n_layer, 6)
+    return gemma_example(
+        replace(sizes, n_layer=n_layer),
+        "gemma4_text",
+        "Gemma4ForCausalLM",
+        rope_theta=None,
+        sliding_window=sizes.window,
+        layer_types=["full_attention" if il % 3 == 2 else "sliding_attention" for il in range(n_layer)],
+        global_head_dim=2 * sizes.head_dim,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        final_logit_softcapping=4.0,
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=sizes.n_vocab,
+        tie_word_embeddings=True,
+    )
+
+
 MAP = ArchMap(
     arch="gemma4",
     model_types=("gemma4_text", "gemma4", "gemma4_unified_text", "gemma4_unified"),
@@ -266,6 +297,7 @@ MAP = ArchMap(
     metadata=metadata,
     config=config,
     rules=rules,
+    example=example,
     ignored=(
         "lm_head.",  # the embedding again, where a tied checkpoint has it
         "model.vision_tower.",

@@ -12,13 +12,14 @@ from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
+    decoder_example,
     decoder_metadata,
     embedding_rules,
     matrix,
     rope_freqs_rule,
     vector,
 )
-from diffharness.weights.names._map import ArchMap, Config, RotaryPairs, TensorRule
+from diffharness.weights.names._map import ArchMap, Config, RotaryPairs, Sizes, TensorRule
 from diffharness.weights.names._moe import expert_rules
 from diffharness.weights.source import Metadata
 
@@ -85,6 +86,10 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     return out
 
 
+def example(sizes: Sizes) -> dict[str, Any]:
+    return decoder_example(sizes, "llama", "LlamaForCausalLM")
+
+
 MAP = ArchMap(
     arch="llama",
     model_types=("llama", "mistral", "mixtral"),
@@ -92,4 +97,5 @@ MAP = ArchMap(
     metadata=metadata,
     config=config,
     rules=rules,
+    example=example,
 )

@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.weights.names._config import expect_activation
-from diffharness.weights.names._keys import Keys, decoder_config, decoder_metadata, embedding_rules, matrix, vector
-from diffharness.weights.names._map import ArchMap, Config, TensorRule
+from diffharness.weights.names._keys import (
+    Keys,
+    decoder_config,
+    decoder_example,
+    decoder_metadata,
+    embedding_rules,
+    matrix,
+    vector,
+)
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._sliding import sliding_config, sliding_metadata
 from diffharness.weights.source import Metadata
 
@@ -42,6 +50,10 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     return out
 
 
+def example(sizes: Sizes) -> dict[str, Any]:
+    return decoder_example(sizes, "qwen2", "Qwen2ForCausalLM", head_dim=None)
+
+
 MAP = ArchMap(
     arch="qwen2",
     model_types=("qwen2",),
@@ -49,4 +61,5 @@ MAP = ArchMap(
     metadata=metadata,
     config=config,
     rules=rules,
+    example=example,
 )

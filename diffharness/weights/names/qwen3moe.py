@@ -10,8 +10,8 @@ from typing import Any
 
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import expect_activation, need_int
-from diffharness.weights.names._keys import Keys, decoder_config, decoder_metadata, embedding_rules
-from diffharness.weights.names._map import ArchMap, Config, TensorRule
+from diffharness.weights.names._keys import Keys, decoder_config, decoder_example, decoder_metadata, embedding_rules
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._moe import expert_rules
 from diffharness.weights.names._sliding import sliding_config, sliding_metadata
 from diffharness.weights.names.qwen3 import attention_rules
@@ -66,6 +66,16 @@ def _expert_ff(keys: Keys) -> int:
     return stated or keys.integer("feed_forward_length") // max(1, keys.integer("expert_used_count"))
 
 
+def example(sizes: Sizes) -> dict[str, Any]:
+    experts = {
+        "num_experts": sizes.n_expert,
+        "num_experts_per_tok": sizes.n_expert_used,
+        "moe_intermediate_size": sizes.n_ff_expert,
+        "norm_topk_prob": True,
+    }
+    return decoder_example(sizes, "qwen3_moe", "Qwen3MoeForCausalLM", **experts)
+
+
 MAP = ArchMap(
     arch=_ARCH,
     model_types=("qwen3_moe",),
@@ -73,4 +83,5 @@ MAP = ArchMap(
     metadata=metadata,
     config=config,
     rules=rules,
+    example=example,
 )

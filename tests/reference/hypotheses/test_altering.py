@@ -9,6 +9,7 @@ from torch import Tensor
 from diffharness.reference.archs import build
 from diffharness.reference.hypotheses import altered, only_at
 from diffharness.reference.hypotheses._altering import seeing, with_logits, with_scores
+from diffharness.reference.model import State
 from diffharness.reference.runner import Reference
 from diffharness.reference.steps import Steps
 from tests.reference.random_source import LLAMA, RandomSource
@@ -43,8 +44,8 @@ def test_alterations_go_on_top_of_one_another() -> None:
 def test_a_step_calls_altered_steps() -> None:
     doubled = altered(model(), act=lambda me, plain, gate, state: 2 * plain(gate, state))
     assert torch.allclose(
-        doubled.gated(torch.ones(1), torch.ones(1), None), 2 * torch.nn.functional.silu(torch.ones(1))
-    )  # type: ignore[arg-type]
+        doubled.gated(torch.ones(1), torch.ones(1), State(torch.arange(1))), 2 * torch.nn.functional.silu(torch.ones(1))
+    )
 
 
 def test_an_unknown_step_is_an_error() -> None:
