@@ -175,8 +175,8 @@ class Decoder(Steps):
         return ops.split_heads(q, n_head), ops.split_heads(k, n_kv), ops.split_heads(v, n_kv)
 
     def project(self, w: Weights, name: str, h: Tensor, tap_name: str, tap: Tap) -> Tensor:
-        """h times the matrix `name`, plus its bias where there is one; told under `tap_name`."""
-        y = ops.linear(h, w.get(name + ".weight"), w.find(name + ".bias"))
+        """`ops.project` of h, told under `tap_name`."""
+        y = ops.project(w, name, h)
         tap(tap_name, y)
         return y
 
@@ -206,7 +206,7 @@ class Decoder(Steps):
             up = self.project(w, blk + "ffn_up", h, "ffn_up", tap)
             act = self.gated_halves(up, state) if self.fused_gate_up else self.act(up, state)
         tap("ffn_act", act)
-        return ops.linear(act, w.get(blk + "ffn_down.weight"), w.find(blk + "ffn_down.bias"))
+        return ops.project(w, blk + "ffn_down", act)
 
     def gated_halves(self, both: Tensor, state: State) -> Tensor:
         """`gated` of the gate and the rest, which come as the halves of one projection."""
@@ -216,7 +216,7 @@ class Decoder(Steps):
     def experts(self, w: Weights, il: int, h: Tensor, state: State, tap: Tap) -> Tensor:
         """The routed experts' weighted sum, plus the shared experts where there are any."""
         blk = f"blk.{il}."
-        logits = ops.linear(h, w.get(blk + "ffn_gate_inp.weight"), w.find(blk + "ffn_gate_inp.bias"))
+        logits = ops.project(w, blk + "ffn_gate_inp", h)
         tap("moe_logits", logits)
         weights, chosen = self.route(logits, w.find(blk + "exp_probs_b.bias"))
         out = moe.mix(h, weights, chosen, lambda index, x: self.expert(w, blk, index, x, state))
@@ -239,19 +239,16 @@ class Decoder(Steps):
 
     def expert(self, w: Weights, blk: str, index: int, x: Tensor, state: State) -> Tensor:
         """Routed expert `index` on rows x [n, E]."""
-
-        def of(name: str, rows: Tensor) -> Tensor:
-            bias = moe.vector(w, f"{blk}{name}.bias", index)
-            return ops.linear(rows, moe.matrix(w, f"{blk}{name}.weight", index), bias)
-
         if w.has(blk + "ffn_gate_up_exps.weight"):
-            gate, up = of("ffn_gate_up_exps", x).chunk(2, dim=-1)
+            gate, up = moe.project(w, blk + "ffn_gate_up_exps", index, x).chunk(2, dim=-1)
             act = self.gated_expert(gate, up, state)
-        elif w.has(blk + "ffn_gate_exps.weight"):
-            act = self.gated_expert(of("ffn_gate_exps", x), of("ffn_up_exps", x), state)
         else:
-            act = self.act(of("ffn_up_exps", x), state)
-        return of("ffn_down_exps", act)
+            up = moe.project(w, blk + "ffn_up_exps", index, x)
+            if w.has(blk + "ffn_gate_exps.weight"):
+                act = self.gated_expert(moe.project(w, blk + "ffn_gate_exps", index, x), up, state)
+            else:
+                act = self.act(up, state)
+        return moe.project(w, blk + "ffn_down_exps", index, act)
 
     def gated_expert(self, gate: Tensor, up: Tensor, state: State) -> Tensor:
         """What goes into a routed expert's last projection."""
@@ -259,12 +256,12 @@ class Decoder(Steps):
 
     def shared_expert(self, w: Weights, blk: str, h: Tensor, state: State, tap: Tap) -> Tensor:
         """The experts that every token goes to, stored as one MLP; under a sigmoid gate where the model has one."""
-        up = ops.linear(h, w.get(blk + "ffn_up_shexp.weight"))
+        up = ops.project(w, blk + "ffn_up_shexp", h)
         if w.has(blk + "ffn_gate_shexp.weight"):
-            act = self.gated(ops.linear(h, w.get(blk + "ffn_gate_shexp.weight")), up, state)
+            act = self.gated(ops.project(w, blk + "ffn_gate_shexp", h), up, state)
         else:
             act = self.act(up, state)
-        out = ops.linear(act, w.get(blk + "ffn_down_shexp.weight"))
+        out = ops.project(w, blk + "ffn_down_shexp", act)
         gate = w.find(blk + "ffn_gate_inp_shexp.weight")
         if gate is not None:
             out = out * ops.linear(h, gate.reshape(1, -1)).sigmoid()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffharness.reference.model import Weights
+from diffharness.reference.ops import linear
 
 Gating = Literal["softmax", "sigmoid", "softmax_of_chosen", "sqrt_softplus"]
 
@@ -88,6 +89,9 @@ def matrix(w: Weights, name: str, expert: int) -> Tensor:
     return w.rows(name, slice(expert, expert + 1))[0]
 
 
-def vector(w: Weights, name: str, expert: int) -> Tensor | None:
-    """One expert's row of the stack `name` [n_expert, n], or None if the model has none of that name."""
-    return matrix(w, name, expert) if w.has(name) else None
+def project(w: Weights, name: str, expert: int, x: Tensor) -> Tensor:
+    """x[..., in] times one expert's matrix of `name`.weight, with its `.scale` and `.bias` where there are such."""
+    y = linear(x, matrix(w, name + ".weight", expert))
+    if w.has(name + ".scale"):
+        y = y * w.get(name + ".scale")[expert]
+    return y + matrix(w, name + ".bias", expert) if w.has(name + ".bias") else y

@@ -41,6 +41,15 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     return F.linear(x, w, b)
 
 
+def project(w: Weights, name: str, x: Tensor) -> Tensor:
+    """x[..., in] times the matrix `name`.weight, times its `.scale` and plus its `.bias` where there are such."""
+    y = linear(x, w.get(name + ".weight"))
+    scale, bias = w.find(name + ".scale"), w.find(name + ".bias")
+    if scale is not None:
+        y = y * scale
+    return y if bias is None else y + bias
+
+
 def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x)."""
     return F.silu(x)

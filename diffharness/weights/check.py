@@ -17,6 +17,7 @@ from diffharness.weights.names._map import TensorRule
 from diffharness.weights.source import TensorInfo, WeightSource
 from diffharness.words import listed
 
+MATRIX_SCALES = ("scale", "input_scale")  # beside any matrix of a file: a factor on its products, and on its inputs
 _NAMED = 5  # so many tensors are named in a message
 
 
@@ -29,6 +30,7 @@ def check_against(source: WeightSource, rules: Sequence[TensorRule]) -> list[str
     """
     tensors = source.tensors
     known = {rule.name for rule in rules}
+    known |= {name.removesuffix("weight") + scale for name in known for scale in MATRIX_SCALES}
     extra = [name for name in tensors if name not in known]
     missing = [rule.name for rule in rules if rule.required and rule.name not in tensors]
     if missing and extra:

@@ -104,13 +104,13 @@ class Gemma3(Steps):
 
         h = self.norm(w, blk + "ffn_norm.weight", x)
         tap("ffn_norm", h)
-        gate = ops.linear(h, w.get(blk + "ffn_gate.weight"))
+        gate = ops.project(w, blk + "ffn_gate", h)
         tap("ffn_gate", gate)
-        up = ops.linear(h, w.get(blk + "ffn_up.weight"))
+        up = ops.project(w, blk + "ffn_up", h)
         tap("ffn_up", up)
         h = self.gated(gate, up, state)
         tap("ffn_act", h)
-        h = ops.linear(h, w.get(blk + "ffn_down.weight"))
+        h = ops.project(w, blk + "ffn_down", h)
         tap("ffn_out", h)
         h = self.norm(w, blk + "post_ffw_norm.weight", h)
         tap("ffn_post_norm", h)
@@ -129,14 +129,14 @@ class Gemma3(Steps):
         blk = f"blk.{il}."
         heads = {}
         for name, n_head in (("attn_q", self.n_head), ("attn_k", self.n_head_kv), ("attn_v", self.n_head_kv)):
-            y = ops.linear(x, w.get(f"{blk}{name}.weight"))
+            y = ops.project(w, blk + name, x)
             tap(name, y)
             heads[name] = ops.split_heads(y, n_head)
         cos, sin = self.tables(w, il, x, state)
         q, k = (self.prepare(w, il, name, heads[name], cos, sin, tap) for name in ("attn_q", "attn_k"))
         h = self.attend(il, q, k, heads["attn_v"], state)
         tap("attn_ctx", h)
-        h = ops.linear(h, w.get(blk + "attn_output.weight"))
+        h = ops.project(w, blk + "attn_output", h)
         tap("attn_out", h)
         return h
 

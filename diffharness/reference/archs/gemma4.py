@@ -148,7 +148,7 @@ class Gemma4(Steps):
     def _attention(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
         blk = f"blk.{il}."
         cos, sin = self.tables(w, il, x, state)
-        q = ops.linear(x, w.get(blk + "attn_q.weight"))
+        q = ops.project(w, blk + "attn_q", x)
         tap("attn_q", q)
         q = self.prepare(w, il, "attn_q", ops.split_heads(q, self.n_head), cos, sin, tap)
 
@@ -161,7 +161,7 @@ class Gemma4(Steps):
             k, v = state.shared_kv[lender]
         h = self.attend(il, q, k, v, state)
         tap("attn_ctx", h)
-        h = ops.linear(h, w.get(blk + "attn_output.weight"))
+        h = ops.project(w, blk + "attn_output", h)
         tap("attn_out", h)
         return h
 
@@ -173,7 +173,7 @@ class Gemma4(Steps):
     def keys_values(self, w: Weights, il: int, x: Tensor, cos: Tensor, sin: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
         """Keys, normalised and turned, and values, normalised; both [B, T, Hkv, D]."""
         blk, n_head_kv = f"blk.{il}.", self.n_head_kv[il]
-        raw = ops.linear(x, w.get(blk + "attn_k.weight"))
+        raw = ops.project(w, blk + "attn_k", x)
         tap("attn_k", raw)
         k = self.prepare(w, il, "attn_k", ops.split_heads(raw, n_head_kv), cos, sin, tap)
         w_v = w.find(blk + "attn_v.weight")
@@ -200,13 +200,13 @@ class Gemma4(Steps):
     # -- feed-forward --------------------------------------------------------------------------------
 
     def _dense(self, w: Weights, blk: str, x: Tensor, state: State, tap: Tap) -> Tensor:
-        gate = ops.linear(x, w.get(blk + "ffn_gate.weight"))
+        gate = ops.project(w, blk + "ffn_gate", x)
         tap("ffn_gate", gate)
-        up = ops.linear(x, w.get(blk + "ffn_up.weight"))
+        up = ops.project(w, blk + "ffn_up", x)
         tap("ffn_up", up)
         h = self.gated(gate, up, state)
         tap("ffn_act", h)
-        return ops.linear(h, w.get(blk + "ffn_down.weight"))
+        return ops.project(w, blk + "ffn_down", h)
 
     def route(self, logits: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return moe.route(logits, self.n_expert_used, normalise=True)
@@ -214,7 +214,7 @@ class Gemma4(Steps):
     def _experts(self, w: Weights, blk: str, x: Tensor, state: State, tap: Tap) -> Tensor:
         """The routed experts' normalised sum. Router and experts see the residual, each under a norm of its own."""
         h = self.norm(w, None, x) * w.get(blk + "ffn_gate_inp.scale") / math.sqrt(self.n_embd)
-        logits = ops.linear(h, w.get(blk + "ffn_gate_inp.weight"))
+        logits = ops.linear(h, w.get(blk + "ffn_gate_inp.weight"))  # its .scale is of the input, above
         tap("moe_logits", logits)
         weights, experts = self.route(logits)
         expert_scale = w.find(blk + "ffn_down_exps.scale")
@@ -224,11 +224,11 @@ class Gemma4(Steps):
 
         def ffn(expert: int, rows: Tensor) -> Tensor:
             if fused:
-                both = ops.linear(rows, moe.matrix(w, blk + "ffn_gate_up_exps.weight", expert))
+                both = moe.project(w, blk + "ffn_gate_up_exps", expert, rows)
                 gate, up = both.chunk(2, dim=-1)
             else:
-                gate = ops.linear(rows, moe.matrix(w, blk + "ffn_gate_exps.weight", expert))
-                up = ops.linear(rows, moe.matrix(w, blk + "ffn_up_exps.weight", expert))
+                gate = moe.project(w, blk + "ffn_gate_exps", expert, rows)
+                up = moe.project(w, blk + "ffn_up_exps", expert, rows)
             down = moe.matrix(w, blk + "ffn_down_exps.weight", expert)
             return ops.linear(self.gated(gate, up, state), down)
 
@@ -252,7 +252,7 @@ class Gemma4(Steps):
 
     def own_embedding(self, w: Weights, blk: str, x: Tensor, told: Tensor, state: State) -> Tensor:
         """The residual gates what this layer was told [B, T, n_embd_per_layer]; [B, T, n_embd]."""
-        gate = self.act(ops.linear(x, w.get(blk + "inp_gate.weight")), state)
+        gate = self.act(ops.project(w, blk + "inp_gate", x), state)
         h = ops.linear(gate * told, w.get(blk + "proj.weight"))
         return self.norm(w, blk + "post_norm.weight", h)
 

@@ -176,6 +176,10 @@ def dense_rules(metadata: Metadata, *, head_norms: bool) -> list[TensorRule]:
             hf_rule(blk + "attn_k.weight", (kv, d), hf + "self_attn.k_proj.weight"),
             hf_rule(blk + "attn_v.weight", (kv, d), hf + "self_attn.v_proj.weight"),
             hf_rule(blk + "attn_output.weight", (d, q), hf + "self_attn.o_proj.weight"),
+            *(  # no released model has them; the engine reads them where a file does
+                TensorRule(f"{blk}attn_{x}.bias", (n,), (f"model.{hf}self_attn.{x}_proj.bias",), required=False)
+                for x, n in (("q", q), ("k", kv), ("v", kv))
+            ),
             norm(blk + "post_attention_norm", hf + "post_attention_layernorm", d),
             norm(blk + "ffn_norm", hf + "pre_feedforward_layernorm", d),
             hf_rule(blk + "ffn_gate.weight", (n_ff, d), hf + "mlp.gate_proj.weight"),

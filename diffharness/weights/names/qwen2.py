@@ -33,7 +33,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
     n_embd, n_ff = keys.n_embd, keys.integer("feed_forward_length")
     q, kv = keys.n_head * keys.head_dim, keys.n_head_kv * keys.head_dim
-    out = embedding_rules(metadata)
+    out = [*embedding_rules(metadata), TensorRule("output.bias", (keys.n_vocab,), ("lm_head.bias",), required=False)]
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
         out += [
