@@ -126,6 +126,7 @@ def test_the_schema_can_be_exported() -> None:
         "explain",
         "compare",
         "bisect",
+        "synth",
     ],
 )
 def test_the_published_schema_is_the_one_in_force(name: str) -> None:

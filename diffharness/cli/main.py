@@ -41,6 +41,7 @@ from diffharness.cli import (
     report,
     restore,
     run,
+    synth,
 )
 from diffharness.cli._common import ARGUMENTS, log
 from diffharness.errors import BadInputError, DiffharnessError
@@ -137,6 +138,7 @@ app.command("bisect")(bisect.bisect)
 app.command("report")(report.report)
 app.command("archs")(archs.archs)
 app.command("damage")(damage.damage)
+app.command("synth")(synth.synth)
 app.command("doctor")(doctor.doctor)
 
 

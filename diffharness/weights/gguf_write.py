@@ -29,6 +29,10 @@ Bytes = NDArray[np.uint8]
 # llama_ftype of the whole file, by the type of its matrices (llama.h)
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 _INTEGERS = ("I8", "I16", "I32", "I64")  # indices, not weights: never converted
+# Parts of the names of matrices that llama.cpp keeps F32, besides vectors.
+_ALWAYS_F32 = (
+    "ffn_gate_inp", "ssm_a", "ssm_conv1d", "shortconv.conv", "position_embd", "altup", "laurel", "per_layer_model_proj",
+)  # fmt: skip
 _CHUNK = 1 << 23  # elements converted at a time
 
 
@@ -162,18 +166,19 @@ def _changed(kvs: Mapping[str, bytes], types: Mapping[str, str], changes: Mappin
 
 def _file_type(tensors: Sequence[RawTensor]) -> dict[str, int]:
     """`general.file_type`, where the matrices are all of one float type; else nothing is claimed."""
-    kinds = {t.type for t in tensors if len(t.shape) > 1 and not _stays_f32(t.name, t.shape)}
+    kinds = {t.type for t in tensors if len(t.shape) > 1 and not stays_f32(t.name, t.shape)}
     kind = kinds.pop() if len(kinds) == 1 else None
     return {"general.file_type": _FILE_TYPES[kind]} if kind in _FILE_TYPES else {}
 
 
-def _stays_f32(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 1 or "ffn_gate_inp" in name
+def stays_f32(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether llama.cpp's converter and quantizer leave a tensor F32: vectors, routers, recurrences, small mixers."""
+    return len(shape) == 1 or any(stem in name for stem in _ALWAYS_F32)
 
 
 def _converted(source: WeightSource, info: TensorInfo, type_name: str) -> RawTensor:
     raw: Callable[[str], Bytes] | None = getattr(source, "raw", None)
-    wanted = "F32" if _stays_f32(info.name, info.shape) and type_name in _FILE_TYPES else type_name
+    wanted = "F32" if stays_f32(info.name, info.shape) and type_name in _FILE_TYPES else type_name
     if raw is not None and (wanted == info.type or info.type in _INTEGERS):
         return RawTensor(info.name, info.shape, info.type, lambda: [raw(info.name)])
     if wanted not in _FILE_TYPES:

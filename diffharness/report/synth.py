@@ -1,0 +1,32 @@
+"""What a synthetic model is, and the command that runs it."""
+
+from __future__ import annotations
+
+import shlex
+
+from diffharness.records.synth import SynthRecord
+from diffharness.report._format import size
+from diffharness.report.document import Document, Section
+
+
+def document(record: SynthRecord) -> Document:
+    """Files and sizes, and where rows were too narrow for the type."""
+    types = ", ".join(f"{n} {name}" for name, n in sorted(record.types.items(), key=lambda item: -item[1]))
+    pairs = [
+        ("GGUF", f"{record.gguf}, {size(record.n_bytes)}: {types}"),
+        ("checkpoint", record.checkpoint),
+        ("fixture", f"{record.fixture}: {record.n_tokens} random ids"),
+        ("model", f"{record.n_layer} layers, {record.n_tensors} tensors, {record.n_parameters:,} parameters"),
+        ("seed", str(record.seed)),
+    ]
+    remarks = []
+    if record.narrow:
+        remarks.append(
+            f"{len(record.narrow)} matrices stay F32, their rows are no whole blocks: --width, --ff and --expert-ff in "
+            "multiples of the block (256 for K types) let them follow"
+        )
+    files = (record.gguf, "--checkpoint", record.checkpoint, "--fixture", record.fixture)
+    remarks.append(f"run it: diffharness run {shlex.join(files)}")
+    return Document(
+        "synth", "", f"{record.gguf}: a random {record.arch} model", [Section(pairs=pairs, remarks=remarks)]
+    )
