@@ -20,14 +20,18 @@ SEED = "1"
 _OPTIONS = {"LLAMA_BUILD_TESTS": "ON", "LLAMA_BUILD_TOOLS": "OFF", "LLAMA_BUILD_EXAMPLES": "OFF"}
 
 
-def zoo() -> list[Path]:
-    """Every model that the generator writes, sorted by name; they are made if they are not there."""
-    models = _folder() / "models"
+def zoo(seed: str = SEED, deviation: str | None = None) -> list[Path]:
+    """Every model that the generator writes, sorted by name; they are made if they are not there.
+
+    `deviation` is that of the weights, by default the generator's own.
+    """
+    name = "models" if (seed, deviation) == (SEED, None) else f"models-{seed}-{deviation or 'own'}"
+    models = _folder() / name
     if not models.is_dir():
-        part = models.with_suffix(".part")
+        part = models.with_name(name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        _run(generator(), "-s", SEED, "-o", part)
+        _run(generator(), "-s", seed, *(("-d", deviation) if deviation else ()), "-o", part)
         part.rename(models)
     return sorted(models.glob("*.gguf"))
 

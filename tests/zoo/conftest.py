@@ -7,6 +7,7 @@ import pytest
 from tests.zoo.table import Table
 
 _TABLES: list[Table] = []
+_TOLD: list[tuple[str, list[str]]] = []
 
 
 @pytest.fixture
@@ -15,9 +16,15 @@ def tables() -> list[Table]:
     return _TABLES
 
 
+@pytest.fixture
+def told() -> list[tuple[str, list[str]]]:
+    """Titles with lines that are put here are printed."""
+    return _TOLD
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for table in _TABLES:
-        title, _, *lines = table.lines()
+    printed = [(title, lines) for title, _, *lines in (table.lines() for table in _TABLES)]
+    for title, lines in [*printed, *_TOLD]:
         terminalreporter.section(title)
         for line in lines:
             terminalreporter.write_line(line)

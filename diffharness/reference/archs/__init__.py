@@ -50,7 +50,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 
 
-class _Asked(Mapping[str, Any]):
+class Asked(Mapping[str, Any]):
     """Metadata that remember which keys were asked for."""
 
     def __init__(self, metadata: Metadata) -> None:
@@ -80,7 +80,7 @@ def build(metadata: Metadata) -> Steps:
             f"expected an architecture that the reference knows, found {arch!r}",
             hint=f"known: {', '.join(BUILD)}",
         )
-    asked = _Asked(metadata)
+    asked = Asked(metadata)
     model = BUILD[arch](asked)
     for name, neutral in NEUTRAL.items():
         value = metadata.get(f"{arch}.{name}")
