@@ -181,6 +181,19 @@ def test_attention_in_blocks_is_attention(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.allclose(ops.attention(q, k, v, scale=0.3, window=20, softcap=5.0), whole, atol=1e-13)
 
 
+def test_fused_attention_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = rand(2, 70, 6, 8), rand(2, 70, 2, 8, seed=1), rand(2, 70, 2, 5, seed=2)
+    in_memory = ops.attention(q, k, v, scale=0.4)
+    monkeypatch.setattr(ops, "_FUSED_FROM", 70)
+    asked: list[float] = []
+    fused = ops._fused_attention
+    monkeypatch.setattr(ops, "_fused_attention", lambda *x: (asked.append(x[-1]), fused(*x))[1])
+    assert torch.allclose(ops.attention(q, k, v, scale=0.4), in_memory, atol=1e-13)
+    for other in ({"window": 9}, {"softcap": 2.0}, {"chunk": 16}, {"sinks": torch.zeros(6)}, {"slopes": torch.ones(6)}):
+        ops.attention(q, k, v, scale=0.4, **other)
+    assert asked == [0.4], "what the kernel does not know is not given to it"
+
+
 def test_attention_does_not_mix_a_batch() -> None:
     q, k, v = rand(3, 12, 4, 8), rand(3, 12, 2, 8, seed=1), rand(3, 12, 2, 8, seed=2)
     together = ops.attention(q, k, v, scale=0.3, window=4)
