@@ -10,6 +10,7 @@ from __future__ import annotations
 BEFORE_LAYERS = ("token_embd",)
 LAYER_TAPS = (
     "attn_norm",
+    "attn_norm_2",  # the attention's own, where `attn_norm` is the feed-forward's
     "attn_qkv",  # queries, keys and values of one matrix
     "attn_q_a",  # latent attention: the compressed query, and normalised
     "attn_q_a_norm",
@@ -27,8 +28,11 @@ LAYER_TAPS = (
     "attn_ctx",  # heads joined, before the output projection
     "attn_sub_norm",
     "ssm_in",  # a recurrent layer's input projection
-    "ssm_conv",  # after the short convolution and its activation
-    "ssm_dt",
+    "ssm_conv",  # after the short convolution, before its activation
+    "ssm_x",  # what a recurrent layer makes of itself: dt, b and c
+    "ssm_dt",  # time steps before their softplus
+    "ssm_decay",  # logarithms of a delta rule's decays
+    "ssm_beta",  # how strongly a delta rule writes to its memory
     "ssm_scan",  # what the recurrence gives
     "ssm_norm",
     "ssm_out",

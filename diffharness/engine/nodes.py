@@ -40,10 +40,13 @@ def _norm(tap: str, tensor: str) -> dict[Key, Taps]:
 # The same for every architecture: GGUF's tensor names say what a weight is for.
 BY_WEIGHT: Mapping[Key, Taps] = {
     ("GET_ROWS", "token_embd.weight"): ("token_embd",),
+    **_norm("token_embd", "token_embd_norm"),
     **_norm("attn_norm", "attn_norm"),
+    **_norm("attn_norm_2", "attn_norm_2"),
     **_projection("attn_qkv", "attn_qkv"),
     **_projection("attn_q_a", "attn_q_a"),
     **_norm("attn_q_a_norm", "attn_q_a_norm"),
+    **_projection("attn_q", "attn_q_b"),
     **_projection("attn_kv_a", "attn_kv_a_mqa"),
     **_norm("attn_kv_a_norm", "attn_kv_a_norm"),
     **_projection("attn_q", "attn_q"),
@@ -55,6 +58,12 @@ BY_WEIGHT: Mapping[Key, Taps] = {
     **_projection("attn_gate", "attn_gate"),
     **_norm("attn_sub_norm", "attn_sub_norm"),
     **_projection("ssm_in", "ssm_in"),
+    ("SSM_CONV", "ssm_conv1d.weight"): ("ssm_conv",),
+    ("ADD", "ssm_conv1d.bias"): ("ssm_conv",),
+    **_projection("ssm_x", "ssm_x"),
+    ("ADD", "ssm_dt.bias"): ("ssm_dt",),
+    ("MUL", "ssm_a"): ("ssm_decay",),
+    **_norm("ssm_norm", "ssm_norm"),
     **_projection("ssm_out", "ssm_out"),
     **_norm("attn_post_norm", "post_attention_norm"),
     **_norm("ffn_norm", "ffn_norm"),
@@ -107,14 +116,155 @@ _GEMMA4: Mapping[Key, Taps] = {
     ("ADD", "ffn_moe_combined"): ("ffn_out",),  # dense and routed part together
 }
 
+_GRANITE: Mapping[Key, Taps] = {
+    **_LLAMA,
+    ("SCALE", "embd"): ("token_embd",),
+    ("ADD", "ffn_out"): ("ffn_out",),  # with the shared experts
+}
+
+_LLAMA4: Mapping[Key, Taps] = {
+    **_COMMON,
+    ("RMS_NORM", "Qcur_normed"): ("attn_q_norm",),
+    ("RMS_NORM", "Kcur_normed"): ("attn_k_norm",),
+    (ANY, "ffn_moe_shexp"): ("ffn_shexp",),
+    ("ADD", "ffn_moe_out_merged"): ("ffn_out",),
+}
+
+_QWEN2MOE: Mapping[Key, Taps] = {
+    **{key: taps for key, taps in _COMMON.items() if key != (ANY, "ffn_shexp")},
+    ("MUL", "ffn_shexp_out"): ("ffn_shexp",),  # under its gate
+    ("ADD", "ffn_out"): ("ffn_out",),
+}
+
+_SHARED_EXPERT: Mapping[Key, Taps] = {**_COMMON, ("ADD", "ffn_out"): ("ffn_out",)}
+
+_HUNYUAN_MOE: Mapping[Key, Taps] = {**_SHARED_EXPERT, (ANY, "ffn_mlp"): ("ffn_shexp",)}
+
+# Where `post_attention_norm` is the feed-forward's own norm and reads the residual stream.
+_POST_IS_FFN_NORM: Mapping[Key, Taps] = {**BY_WEIGHT, **_norm("ffn_norm", "post_attention_norm")}
+
+BY_WEIGHT_OF: Mapping[str, Mapping[Key, Taps]] = {
+    "grok": {
+        **{key: taps for key, taps in BY_WEIGHT.items() if taps != ("ffn_out",)},  # what the experts are added to
+        **_norm("attn_post_norm", "attn_output_norm"),
+        **_norm("ffn_post_norm", "layer_output_norm"),
+    },
+    "dbrx": {**BY_WEIGHT, **_norm("ffn_norm", "attn_output_norm")},
+    "glm4moe": _POST_IS_FFN_NORM,
+    "gpt-oss": _POST_IS_FFN_NORM,
+    "seed_oss": _POST_IS_FFN_NORM,
+}
+
+# DeepSeek's experts: a dense layer's `ffn_out` is its last projection, another's the sum with the shared experts.
+_DEEPSEEK: Mapping[Key, Taps] = {
+    **_COMMON,
+    ("ADD", "ffn_out"): ("ffn_out",),
+    (ANY, "ffn_shexp_out"): ("ffn_shexp",),
+}
+# Latent attention: queries and keys as they meet, the turned part last.
+_LATENT: Mapping[Key, Taps] = {
+    **_DEEPSEEK,
+    ("CONCAT", "Qcur"): ("attn_q_rope",),
+    ("CONCAT", "Kcur"): ("attn_k_rope",),
+    ("CONT", "Vcur_cont"): ("attn_v",),
+}
+
+_GPT2: Mapping[Key, Taps] = {**_COMMON, ("ADD", "inpL"): ("token_embd",)}  # with the positions' vectors
+_MAMBA: Mapping[Key, Taps] = {**_COMMON, ("ADD", "mamba2_y_add_d"): ("ssm_scan",)}
+_FALCON_H1: Mapping[Key, Taps] = {
+    **_MAMBA,
+    ("ROPE", "Qcur-post-rope"): ("attn_q_rope",),
+    ("ROPE", "Kcur-post-rope"): ("attn_k_rope",),
+    (ANY, "ffn_inp"): ("ffn_in",),  # in the last layer the wanted rows of it
+    ("MUL", "ffn_norm"): ("ffn_norm",),  # its weight's name has no `.weight`
+}
+_NEMOTRON_H: Mapping[Key, Taps] = {
+    **{key: taps for key, taps in _MAMBA.items() if key != (ANY, "l_out")},
+    ("ADD", "l_out"): ("ffn_out",),  # what a feed-forward gives, before it is added
+    ("ADD", "nemotron_h_block_out"): ("layer_out",),
+}
+_DELTA: Mapping[Key, Taps] = {  # delta rules and gated attention of Qwen 3 Next and 3.5
+    **_SHARED,
+    **_ROPE,
+    (ANY, "attn_pregate"): ("attn_ctx",),
+    ("UNARY", "gate_sigmoid"): ("attn_gate",),
+    ("UNARY", "beta_sigmoid"): ("ssm_beta",),
+    ("VIEW", "attn_output"): ("ssm_scan",),
+    (ANY, "final_output"): ("ssm_norm",),
+    ("ADD", "attn_residual"): ("ffn_in",),
+    ("MUL", "attn_post_norm"): ("ffn_norm",),
+    (ANY, "ffn_moe_out"): ("moe_experts",),
+    (ANY, "ffn_shexp_gated"): ("ffn_shexp",),
+    ("ADD", "ffn_out"): ("ffn_out",),
+}
+
+_COHERE2MOE: Mapping[Key, Taps] = {
+    **_LLAMA,
+    ("SCALE", "ffn_out"): ("ffn_out",),  # half of routed and shared experts together
+}
+
+_MINICPM3: Mapping[Key, Taps] = {
+    **_LLAMA,
+    **_SCALED,
+    ("ROPE", "q_states"): ("attn_q_rope",),
+    ("CONCAT", "k_states"): ("attn_k_rope",),
+    ("CONT", "v_states"): ("attn_v",),
+}
+
+_OLMO: Mapping[Key, Taps] = {  # norms without weights
+    **_LLAMA,
+    ("NORM", "attn_norm"): ("attn_norm",),
+    ("NORM", "ffn_norm"): ("ffn_norm",),
+    ("NORM", "result_norm"): ("output_norm",),
+}
+
+_MPT: Mapping[Key, Taps] = {**_GPT2, ("DIV", "ffn_act"): ("ffn_act",)}  # AWQ's scales
+
 BY_NAME: Mapping[str, Mapping[Key, Taps]] = {
+    "gemma": _GEMMA,
+    "minicpm": _GRANITE,
+    "minicpm3": _MINICPM3,
+    "olmo": _OLMO,
+    "olmoe": _LLAMA,
+    "cohere2moe": _COHERE2MOE,
+    "gpt2": _GPT2,
+    "mpt": _MPT,
+    "phimoe": _LLAMA,
+    "bailingmoe": _DEEPSEEK,
+    "bailingmoe2": {**_DEEPSEEK, ("ADD", "sa_out"): ("ffn_in",)},
+    "deepseek": _DEEPSEEK,
+    "deepseek2": _LATENT,
+    "dots1": _DEEPSEEK,
+    "glm4moe": _DEEPSEEK,
+    "gpt-oss": _LLAMA,
+    "granite": _GRANITE,
+    "granitemoe": _GRANITE,
+    "ernie4_5-moe": _SHARED_EXPERT,
+    "hunyuan-moe": _HUNYUAN_MOE,
+    "dbrx": _LLAMA,
+    "grok": {**_LLAMA, ("SCALE", "embd"): ("token_embd",), ("SCALE", "ffn_out"): ("ffn_out",)},
+    "minimax-m2": _LLAMA,
     "llama": _LLAMA,
+    "llama4": _LLAMA4,
+    "mistral3": _LLAMA,
     "qwen2": _LLAMA,
+    "qwen2moe": _QWEN2MOE,
+    "qwen2vl": _LLAMA,
     "qwen3": _LLAMA,
+    "qwen3vl": _LLAMA,
+    "qwen3vlmoe": _LLAMA,
     "qwen3moe": _LLAMA,
     "gemma2": _GEMMA,
     "gemma3": _GEMMA,
     "gemma4": _GEMMA4,
+    "mamba2": _MAMBA,
+    "falcon-h1": _FALCON_H1,
+    "granitehybrid": {**_GRANITE, **_MAMBA, (ANY, "ffn_moe_out"): ("moe_experts",)},
+    "nemotron_h": _NEMOTRON_H,
+    "nemotron_h_moe": _NEMOTRON_H,
+    "qwen3next": _DELTA,
+    "qwen35": _DELTA,
+    "qwen35moe": _DELTA,
 }
 
 _WEIGHT = re.compile(r"blk\.(?P<layer>\d+)\.(?P<stem>.+)")
@@ -145,7 +295,7 @@ def _look_up(table: Mapping[Key, Taps], op: str, text: str, inside: re.Match[str
 
 def table_for(arch: str) -> NodeTable:
     """The table of an architecture: its own, or the common one."""
-    return NodeTable(BY_NAME.get(arch, _COMMON))
+    return NodeTable(BY_NAME.get(arch, _COMMON), BY_WEIGHT_OF.get(arch, BY_WEIGHT))
 
 
 def is_wanted(tap: str, patterns: Sequence[str] | None) -> bool:

@@ -48,6 +48,7 @@ class Decoder(Steps):
     logit_scale: float = 1.0
 
     interleaved: ClassVar[bool] = False  # rope pairs (2i, 2i + 1); otherwise (i, i + n_rot/2)
+    longrope: ClassVar[bool] = False  # reads the tensors `rope_factors_*`
     eps_key: ClassVar[str] = "attention.layer_norm_rms_epsilon"
     fused_gate_up: ClassVar[bool] = False  # `ffn_up` holds the gate's rows and then its own
 
@@ -73,7 +74,7 @@ class Decoder(Steps):
             "eps": hp.number(cls.eps_key),
             "n_rot": hp.integer("rope.dimension_count", head_dim),
             "rope_base": hp.number("rope.freq_base", 10000.0),
-            "rope_scaling": hp.rope_scaling(),
+            "rope_scaling": hp.rope_scaling(longrope=cls.longrope),
             "attn_scale": hp.number("attention.scale", 0.0) or head_dim**-0.5,
             "window": hp.windows(n_layer),
             "n_expert": n_expert,

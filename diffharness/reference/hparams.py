@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from diffharness.errors import ArtifactFileError, UnsupportedError
-from diffharness.reference.ops import NO_SCALING, RopeScaling
+from diffharness.reference.ops import RopeScaling
 from diffharness.weights.source import Metadata
 
 _MOST = 1 << 20
@@ -90,19 +90,22 @@ class HyperParameters:
         slides = self.booleans("attention.sliding_window_pattern", n_layer, True)
         return tuple(window if window > 0 and slide else None for slide in slides)
 
-    def rope_scaling(self) -> RopeScaling:
-        """The keys `rope.scaling.*` (linear, yarn; none where the model has none)."""
+    def rope_scaling(self, *, longrope: bool = False) -> RopeScaling:
+        """The keys `rope.scaling.*` (linear, yarn; none where the model has none).
+
+        `longrope`: the caller reads LongRoPE's divisors, the tensors `rope_factors_*`, which have the factor in them.
+        """
         kind = self.string("rope.scaling.type", "linear")
         factor = self.number("rope.scaling.factor", self.number("rope.scale_linear", 0.0)) or 1.0
-        if kind == "none":
-            return NO_SCALING
-        if kind == "linear":
-            return RopeScaling(freq_scale=1.0 / factor)
-        if kind != "yarn":
-            self.refuse("rope.scaling.type", kind, "none, linear or yarn")
         # `attn_factor` multiplies the default; `yarn_attn_factor` is the model's own `attention_factor`, in its place.
-        magnitude = 1.0 + 0.1 * math.log(factor) if factor > 1.0 else 1.0
-        magnitude *= self.number("rope.scaling.attn_factor", 1.0)
+        magnitude = self.number("rope.scaling.attn_factor", 1.0)
+        if kind == "none" or (longrope and kind == "longrope"):
+            return RopeScaling(magnitude=magnitude)
+        if kind == "linear":
+            return RopeScaling(freq_scale=1.0 / factor, magnitude=magnitude)
+        if kind != "yarn":
+            self.refuse("rope.scaling.type", kind, f"none, linear{', longrope' if longrope else ''} or yarn")
+        magnitude *= 1.0 + 0.1 * math.log(factor) if factor > 1.0 else 1.0
         return RopeScaling(
             freq_scale=1.0 / factor,
             ext_factor=self.number("rope.scaling.yarn_ext_factor", 1.0),

@@ -82,6 +82,11 @@ class Reference:
         read = RoundingWeights if arithmetic.rounded_activations else SourceWeights
         self.weights = read(source, dtype=DTYPES[dtype], device=_usable(device))
 
+    @property
+    def unread(self) -> list[str]:
+        """Tensors of the source that no run of this reference has asked for, in the source's order."""
+        return [name for name in self.source.tensors if name not in self.weights.asked]
+
     @torch.inference_mode()
     def run(
         self,
@@ -153,7 +158,7 @@ class Reference:
         """The chunks as batches, their ids checked, nothing computed yet."""
         n_vocab = self.weights.n_rows("token_embd.weight")
         groups: list[_Group] = []
-        for first, batch in _batches(chunks, streams):
+        for first, batch in batches(chunks, streams):
             n_tokens = len(batch[0])
             ids = np.stack(batch).astype(np.int64)
             if ids.size == 0 or ids.min() < 0 or ids.max() >= n_vocab:
@@ -252,7 +257,7 @@ def _watch(on_attention: OnAttention | None, il: int, n_chunks: int, *, local: b
     return watch
 
 
-def _batches(chunks: Sequence[IntArray], streams: int) -> Iterable[tuple[int, list[IntArray]]]:
+def batches(chunks: Sequence[IntArray], streams: int) -> Iterable[tuple[int, list[IntArray]]]:
     """Runs of neighbouring equally long chunks, each with its first row in the flattened fixture."""
     first, batch = 0, list[IntArray]()
     for chunk in chunks:

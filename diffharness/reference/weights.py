@@ -30,6 +30,7 @@ class SourceWeights:
     ) -> None:
         self.source, self.dtype, self.device = source, dtype, torch.device(device)
         self.keep = False
+        self.asked: set[str] = set()  # names of all tensors that were read, whole or in part
         self._kept: dict[tuple[str, int | None], Tensor] = {}
         self._order: list[str] = []  # tensors of this layer, as they were asked for
         self._expected: dict[str, str] = {}  # a tensor of this layer, and the one that will be asked for next
@@ -37,12 +38,14 @@ class SourceWeights:
         self._reader: ThreadPoolExecutor | None = None
 
     def get(self, name: str) -> Tensor:
+        self.asked.add(name)
         return self._once((name, None), lambda: self._read(name))
 
     def find(self, name: str) -> Tensor | None:
         return self.get(name) if self.has(name) else None
 
     def rows(self, name: str, rows: slice | Tensor) -> Tensor:
+        self.asked.add(name)
         if isinstance(rows, Tensor):
             return self._tensor(self.source.take(name, rows.cpu().numpy().astype(np.int64)))
         if rows.stop is not None and rows.stop - (rows.start or 0) == 1:

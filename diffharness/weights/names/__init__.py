@@ -38,13 +38,14 @@ def for_arch(arch: str) -> ArchMap:
 
 def for_config(config: Config) -> ArchMap:
     """The map for a config.json; CheckpointError names the model types that are known."""
-    by_type = {model_type: arch_map for arch_map in MAPS.values() for model_type in arch_map.model_types}
     outer, inner = config.get("model_type"), text_config(config).get("model_type")
     for model_type in (outer, inner):
-        if isinstance(model_type, str) and model_type in by_type:
-            return by_type[model_type]
+        found = [m for m in MAPS.values() if model_type in m.model_types]
+        if found:
+            return next((m for m in found if m.covers is None or m.covers(text_config(config))), found[0])
+    known = sorted({model_type for arch_map in MAPS.values() for model_type in arch_map.model_types})
     raise CheckpointError(
-        f"config.json: expected a known `model_type`, found {outer!r}", hint=f"known: {', '.join(sorted(by_type))}"
+        f"config.json: expected a known `model_type`, found {outer!r}", hint=f"known: {', '.join(known)}"
     )
 
 

@@ -245,3 +245,4 @@ class ArchMap:
     config: Callable[[Metadata], dict[str, Any]] | None = None  # a config.json of GGUF keys that transformers loads
     transformers: bool = True  # transformers has the model: it is held against it, beside llama.cpp
     ignored: tuple[str, ...] = field(default=())  # prefixes of Hugging Face tensors left alone (vision, audio)
+    covers: Callable[[Config], bool] | None = None  # where several maps have a model type: whether a config is this one's

@@ -1,0 +1,56 @@
+"""`exaone4`: EXAONE 4.0. Norms only of heads and after each branch; where layers slide, global ones do not turn.
+
+Nothing is normalised before attention and feed-forward. The 32B slides in three layers of four and gives the fourth no
+rotary embedding; the 1.2B has neither, and turns everywhere. Frequencies may be scaled as Llama 3's. The engine knows
+the window only in a model of 64 layers. Layers that predict further tokens (EXAONE 4.5) are not supported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from diffharness.reference import ops
+from diffharness.reference.decoder import Decoder, HeadNorms, PostNorms
+from diffharness.reference.hparams import HyperParameters
+from diffharness.reference.model import Tap, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exaone4(HeadNorms, PostNorms, Decoder):
+    """A `Decoder` without the norms before its branches."""
+
+    hybrid: bool  # layers slide and turn, or are global and do not
+
+    slides_by_default: ClassVar[int] = 4  # of this many layers all but the last slide
+
+    @classmethod
+    def read(cls, hp: HyperParameters) -> dict[str, Any]:
+        window, n_layer = hp.integer("attention.sliding_window", 0), hp.count("block_count")
+        period = hp.metadata.get(hp.key("attention.sliding_window_pattern"), cls.slides_by_default)
+        if isinstance(period, int) and not isinstance(period, bool):
+            slides = tuple(period == 0 or il % period < period - 1 for il in range(n_layer))
+        else:
+            slides = hp.booleans("attention.sliding_window_pattern", n_layer)
+        base = hp.number("rope.freq_base", 10000.0)
+        if (sliding_base := hp.number("rope.freq_base_swa", base)) != base:
+            hp.refuse("rope.freq_base_swa", sliding_base, f"the base of all layers, {base}")
+        return super().read(hp) | {
+            "window": tuple(window if window > 0 and slide else None for slide in slides),
+            "hybrid": window > 0,
+        }
+
+    def rotary(self, il: int) -> ops.Rotary:
+        rotary = super().rotary(il)
+        return replace(rotary, n_rot=0) if self.hybrid and self.window[il] is None else rotary
+
+    def before_attention(self, w: Weights, il: int, x: Tensor, tap: Tap) -> Tensor:
+        return x
+
+    def before_ffn(self, w: Weights, il: int, x: Tensor, tap: Tap) -> Tensor:
+        return x
+
+
+ARCHS = {"exaone4": Exaone4.from_metadata}

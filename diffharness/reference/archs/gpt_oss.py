@@ -1,0 +1,80 @@
+"""`gpt-oss`: OpenAI's 20B and 120B. Attention sinks, every second layer slides, experts with a clamped SwiGLU.
+
+Each head has a sink: one more score in its softmax, without a value. Every projection has a bias, the router and each
+expert too; the norm before the experts is the file's `post_attention_norm`. Experts are chosen by the router's logits,
+and the softmax is taken over the chosen ones. The clamped SwiGLU has constants that no key states (`_ALPHA`, `_LIMIT`).
+
+YaRN in these models mixes between fractions of a dimension (`truncate` is false in every published config). GGUF has
+no key for that, and the engine rounds to whole dimensions; a checkpoint that says true is known by a key of our own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from diffharness.reference import ops
+from diffharness.reference.decoder import Decoder
+from diffharness.reference.hparams import HyperParameters
+from diffharness.reference.model import State, Tap, Weights
+
+TRUNCATE = "diffharness.rope.yarn_truncate"  # bool, ours
+
+_ALPHA = 1.702  # the gain of the sigmoid
+_LIMIT = 7.0  # of the gate from above, of what it gates from both sides
+_PERIOD = 2  # the last layer of each period sees all
+
+
+@dataclass(frozen=True, kw_only=True)
+class GptOss(Decoder):
+    """A `Decoder` with sinks, biases and experts of its own kind."""
+
+    sliding_rope_base: float
+
+    @classmethod
+    def read(cls, hp: HyperParameters) -> dict[str, Any]:
+        fields = super().read(hp)
+        scaling = replace(fields["rope_scaling"], truncate=bool(hp.metadata.get(TRUNCATE, False)))
+        return fields | {
+            "rope_scaling": scaling,
+            "sliding_rope_base": hp.number("rope.freq_base_swa", fields["rope_base"]),
+            "window": cls._windows(hp, fields["n_layer"]),
+            "gating": "softmax_of_chosen",
+            "normalise_experts": False,
+            "experts_scale": hp.number("expert_weights_scale", 0.0) or 1.0,
+        }
+
+    @classmethod
+    def _windows(cls, hp: HyperParameters, n_layer: int) -> tuple[int | None, ...]:
+        """By layer; the pattern is a truth value per layer, or the length of a period that ends with a global layer."""
+        window = hp.count("attention.sliding_window")
+        pattern = hp.metadata.get(hp.key("attention.sliding_window_pattern"), _PERIOD)
+        if isinstance(pattern, int) and not isinstance(pattern, bool):
+            slides = tuple(pattern == 0 or il % pattern < pattern - 1 for il in range(n_layer))
+        else:
+            slides = hp.booleans("attention.sliding_window_pattern", n_layer)
+        return tuple(window if slide else None for slide in slides)
+
+    def rotary(self, il: int) -> ops.Rotary:
+        base = self.rope_base if self.window[il] is None else self.sliding_rope_base
+        return ops.Rotary(self.n_rot, base, self.interleaved, self.rope_scaling)
+
+    def rope_factors(self, w: Weights, il: int) -> Tensor | None:
+        return None
+
+    def sinks(self, w: Weights, il: int) -> Tensor | None:
+        return w.get(f"blk.{il}.attn_sinks.weight")
+
+    def before_ffn(self, w: Weights, il: int, x: Tensor, tap: Tap) -> Tensor:
+        h = self.norm(w, f"blk.{il}.post_attention_norm.weight", x)
+        tap("ffn_norm", h)
+        return h
+
+    def gated_expert(self, gate: Tensor, up: Tensor, state: State) -> Tensor:
+        gate, up = gate.clamp(max=_LIMIT), up.clamp(-_LIMIT, _LIMIT)
+        return gate * (_ALPHA * gate).sigmoid() * (up + 1)
+
+
+ARCHS = {"gpt-oss": GptOss.from_metadata}

@@ -1,0 +1,44 @@
+"""What the GLM architectures share: biases of queries, keys and values alone, heads turned in part, a fused MLP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffharness.weights.names._blocks import ATTENTION_BIAS
+from diffharness.weights.names._config import expect_activation
+from diffharness.weights.names._gpt import rotated_share
+from diffharness.weights.names._keys import Keys, decoder_metadata, matrix
+from diffharness.weights.names._map import Config, TensorRule
+from diffharness.weights.source import Metadata
+
+_SHARE = 0.5  # of a head's components turns, where config.json does not say
+
+
+def glm_metadata(config: Config, arch: str, *, bias: bool, head_dim: int | None = None) -> dict[str, Any]:
+    """The keys of a decoder with partly turned heads; `bias` is `attention_bias` where config.json has none."""
+    expect_activation(config, "silu")
+    out = decoder_metadata(config, arch, head_dim=head_dim)
+    out[f"{arch}.rope.dimension_count"] = int(Keys(out).head_dim * rotated_share(config, _SHARE))
+    out[ATTENTION_BIAS] = bool(config.get("attention_bias", bias))
+    return out
+
+
+def glm_attention(metadata: Metadata, blk: str, hf: str) -> list[TensorRule]:
+    """Projections of layer `blk`, `hf` their Hugging Face prefix; biases may be there if nobody says."""
+    keys, bias = Keys(metadata), metadata.get(ATTENTION_BIAS)
+    n_embd, q, kv = keys.n_embd, keys.n_head * keys.head_dim, keys.n_head_kv * keys.head_dim
+    return [
+        *matrix(blk, "attn_q", hf + "q_proj", q, n_embd, bias=bias),
+        *matrix(blk, "attn_k", hf + "k_proj", kv, n_embd, bias=bias),
+        *matrix(blk, "attn_v", hf + "v_proj", kv, n_embd, bias=bias),
+        *matrix(blk, "attn_output", hf + "o_proj", n_embd, q),
+    ]
+
+
+def fused_mlp(keys: Keys, blk: str, up: str, down: str) -> list[TensorRule]:
+    """A gated MLP whose gate and up are one matrix, the gate's rows first."""
+    n_embd, n_ff = keys.n_embd, keys.integer("feed_forward_length")
+    return [
+        *matrix(blk, "ffn_up", up, 2 * n_ff, n_embd),
+        *matrix(blk, "ffn_down", down, n_embd, n_ff),
+    ]

@@ -1,0 +1,169 @@
+"""`gpt-oss`: OpenAI's 20B and 120B.
+
+The experts of a layer are one tensor of gates and ups that take turns, and one of downs, each matrix transposed; both
+have biases. (The published files hold them as MXFP4 blocks and scales; see the BF16 copies for this spelling.)
+
+YaRN's `truncate` has no GGUF key: every published config says false, which the engine does not compute. It is kept
+under a key of our own. So are layer types that do not alternate, under the key that the engine reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffharness.errors import CheckpointError
+from diffharness.weights.names._config import expect_activation, need_int, rope_parameters
+from diffharness.weights.names._draw import by_width, normal
+from diffharness.weights.names._keys import (
+    Keys,
+    decoder_config,
+    decoder_example,
+    decoder_metadata,
+    embedding_rules,
+    matrix,
+    vector,
+)
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._pieces import half, transposed
+from diffharness.weights.source import Metadata
+
+_ARCH = "gpt-oss"
+_THETA = 150_000.0
+_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+_CLAMP = {"swiglu_limit": 7.0, "swiglu_alpha": 1.702}  # the engine's graph has these numbers in it
+TRUNCATE = "diffharness.rope.yarn_truncate"
+SLIDING, GLOBAL = "sliding_attention", "full_attention"
+
+
+def metadata(config: Config) -> dict[str, Any]:
+    expect_activation(config, "silu")
+    if not config.get("attention_bias", True):
+        raise CheckpointError("config.json: expected biases on every projection, found `attention_bias` false")
+    for key, value in _CLAMP.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(f"config.json: expected `{key}` {value}, found {config[key]!r}: GGUF has no key for it")
+    rope = rope_parameters(config, default_theta=_THETA)
+    if not (config.get("rope_parameters") or config.get("rope_scaling")):
+        rope |= _ROPE
+    truncate = rope.pop("truncate", True)
+    flat = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
+    out = decoder_metadata(flat | {"rope_parameters": rope}, _ARCH, default_theta=_THETA, head_dim=64)
+    out |= {
+        f"{_ARCH}.attention.sliding_window": need_int(config, "sliding_window"),
+        f"{_ARCH}.expert_count": need_int(config, "num_local_experts", "num_experts"),
+        f"{_ARCH}.expert_used_count": need_int(config, "num_experts_per_tok", "experts_per_token"),
+        f"{_ARCH}.expert_feed_forward_length": need_int(config, "intermediate_size"),
+    }
+    if rope["rope_type"] == "yarn":
+        out[TRUNCATE] = bool(truncate)
+    kinds = config.get("layer_types")
+    n_layer = need_int(config, "num_hidden_layers")
+    if kinds and list(kinds) != _alternating(n_layer):
+        out[f"{_ARCH}.attention.sliding_window_pattern"] = [kind == SLIDING for kind in kinds]
+    return out
+
+
+def _alternating(n_layer: int) -> list[str]:
+    return [GLOBAL if il % 2 else SLIDING for il in range(n_layer)]
+
+
+def config(metadata: Metadata) -> dict[str, Any]:
+    keys = Keys(metadata)
+    out = decoder_config(metadata, _ARCH) | {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "hidden_act": "silu",
+        "attention_bias": True,
+        "intermediate_size": keys["expert_feed_forward_length"],
+        "num_local_experts": keys["expert_count"],
+        "num_experts_per_tok": keys["expert_used_count"],
+        "sliding_window": keys["attention.sliding_window"],
+        **_CLAMP,
+    }
+    slides = keys.get("attention.sliding_window_pattern")
+    kinds = _alternating(keys.n_layer)
+    if isinstance(slides, (list, tuple)):
+        kinds = [SLIDING if slide else GLOBAL for slide in slides]
+    rope = out.pop("rope_scaling", {"rope_type": "default"}) | {"rope_theta": out.pop("rope_theta")}
+    if rope["rope_type"] == "yarn":
+        rope["truncate"] = bool(metadata.get(TRUNCATE, False))
+    return out | {"layer_types": kinds, "rope_parameters": rope}
+
+
+def rules(metadata: Metadata) -> list[TensorRule]:
+    keys = Keys(metadata)
+    n_embd, size = keys.n_embd, keys.head_dim
+    q, kv = keys.n_head * size, keys.n_head_kv * size
+    out = embedding_rules(metadata)
+    for il in range(keys.n_layer):
+        blk, hf = f"blk.{il}.", f"model.layers.{il}."
+        out += [
+            vector(blk, "attn_norm", hf + "input_layernorm", n_embd),
+            *matrix(blk, "attn_q", hf + "self_attn.q_proj", q, n_embd, bias=True),
+            *matrix(blk, "attn_k", hf + "self_attn.k_proj", kv, n_embd, bias=True),
+            *matrix(blk, "attn_v", hf + "self_attn.v_proj", kv, n_embd, bias=True),
+            *matrix(blk, "attn_output", hf + "self_attn.o_proj", n_embd, q, bias=True),
+            TensorRule(blk + "attn_sinks.weight", (keys.n_head,), (hf + "self_attn.sinks",), draw=normal(1.5)),
+            vector(blk, "post_attention_norm", hf + "post_attention_layernorm", n_embd),
+            *matrix(blk, "ffn_gate_inp", hf + "mlp.router", keys.n_expert, n_embd, bias=True),
+            *_expert_rules(keys, il),
+        ]
+    return out
+
+
+def _expert_rules(keys: Keys, il: int) -> list[TensorRule]:
+    blk, hf = f"blk.{il}.", f"model.layers.{il}.mlp.experts."
+    n_expert, n_embd, n_ff = keys.n_expert, keys.n_embd, keys.integer("expert_feed_forward_length")
+    wide = by_width(3.0)  # so that the clamp clamps
+    out = []
+    for part, name in enumerate(("gate", "up")):
+        stack, bias = (n_expert, n_ff, n_embd), (n_expert, n_ff)
+        name = f"{blk}ffn_{name}_exps"
+        out += [
+            TensorRule(
+                name + ".weight", stack, (hf + "gate_up_proj",), layout=half(stack, part, turns=True), draw=wide
+            ),
+            TensorRule(name + ".bias", bias, (hf + "gate_up_proj_bias",), layout=half(bias, part, turns=True)),
+        ]
+    down = (n_expert, n_embd, n_ff)
+    return [
+        *out,
+        TensorRule(blk + "ffn_down_exps.weight", down, (hf + "down_proj",), layout=transposed(down)),
+        TensorRule(blk + "ffn_down_exps.bias", (n_expert, n_embd), (hf + "down_proj_bias",)),
+    ]
+
+
+def example(sizes: Sizes) -> dict[str, Any]:
+    rope = _ROPE | {"factor": 4.0, "original_max_position_embeddings": 300, "truncate": True}
+    return decoder_example(
+        sizes,
+        "gpt_oss",
+        "GptOssForCausalLM",
+        intermediate_size=sizes.n_ff_expert,
+        rope_theta=None,
+        rope_parameters=rope | {"rope_theta": 5e3},
+        attention_bias=True,
+        num_local_experts=sizes.n_expert,
+        num_experts_per_tok=sizes.n_expert_used,
+        sliding_window=sizes.window,
+        layer_types=_alternating(sizes.n_layer),
+        **_CLAMP,
+    )
+
+
+MAP = ArchMap(
+    arch=_ARCH,
+    model_types=("gpt_oss",),
+    architectures=("GptOssForCausalLM",),
+    metadata=metadata,
+    config=config,
+    rules=rules,
+    example=example,
+)
