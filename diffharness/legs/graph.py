@@ -17,9 +17,11 @@ from diffharness.legs._graph_pass import GraphShape, PassResult, judge_pass, jud
 from diffharness.legs.compare import unmatched
 from diffharness.records import Divergence, Finding, GraphLeg, Unmatched
 from diffharness.taps import LAYER_TAPS, graph_order, layer_tap, split
+from diffharness.words import listed
 
 __all__ = ["GraphOutcome", "GraphShape", "PassResult", "explaining", "first_divergence", "judge", "judge_pass"]
 
+_NAMED = 5  # so many tensors are named in a message
 _ATTENTION = frozenset(LAYER_TAPS[: LAYER_TAPS.index("ffn_in")])
 
 
@@ -36,8 +38,13 @@ def judge(
     *,
     engine_taps: Iterable[str],
     reference_taps: Iterable[str],
+    unread: Sequence[str] = (),
 ) -> GraphOutcome:
-    """The leg from its one or two passes; InconclusiveError if the two sides share no tap."""
+    """The leg from its one or two passes; InconclusiveError if the two sides share no tap.
+
+    Where the sides differ and the reference left a tensor unread that may matter, nobody is accused: the engine may
+    have read it.
+    """
     lone = unmatched(engine_taps, reference_taps)
     if definition.undecided:
         raise InconclusiveError(
@@ -51,6 +58,7 @@ def judge(
         logits=final.logits,
         taps=final.rows,
         unmatched=lone,
+        unread=list(unread),
         per_layer=final.per_layer,
         per_position=final.per_position,
         affected=final.affected,
@@ -60,6 +68,8 @@ def judge(
         router_ties=final.router_ties,
     )
     findings = _information(final, lone)
+    if unread:
+        findings.append(_unread_finding(unread))
     if needed:
         leg.reason = f"passes with ggml's conventions: {', '.join(needed)}"
         findings.append(_conventions_finding(definition, final, needed))
@@ -67,6 +77,18 @@ def judge(
         return GraphOutcome(leg, None, findings)
     divergence = first_divergence(final)
     leg.reason = _reason(final, divergence)
+    mattering = [name for name in unread if _may_matter(name, len(final.per_layer))]
+    if mattering:
+        leg.status = "not_run"
+        leg.reason = f"the reference does not read {listed(mattering, _NAMED)}, and differs: {leg.reason}"
+        withheld = Finding(
+            kind="inconclusive",
+            leg="graph",
+            message=leg.reason,
+            evidence={"unread": mattering},
+            next_step="remove the tensor, if the model has none, or ask for the variant to be supported",
+        )
+        return GraphOutcome(leg, None, [withheld, *findings])
     return GraphOutcome(leg, divergence, [_failure(final, divergence, leg.reason), *findings])
 
 
@@ -157,6 +179,23 @@ def _conventions_finding(definition: PassResult, final: PassResult, needed: Sequ
             f"(worst {_number(after.worst_local)})"
         ),
         evidence={"as_defined": before.model_dump(), "with_conventions": after.model_dump()},
+    )
+
+
+def _may_matter(tensor: str, n_layer: int) -> bool:
+    """Whether a forward of tokens may use it: not of another head or modality, nor of a layer behind the last."""
+    layer, stem = split(tensor)
+    if layer is not None:
+        return layer < n_layer and not stem.endswith(".input_scale")
+    return not stem.startswith(("cls.", "mm.", "v.", "a."))
+
+
+def _unread_finding(unread: Sequence[str]) -> Finding:
+    return Finding(
+        kind=None,
+        leg="graph",
+        message=f"{len(unread)} tensors of the artifact are not read by the reference: {listed(unread, _NAMED)}",
+        evidence={"unread": list(unread)},
     )
 
 

@@ -42,6 +42,17 @@ class GraphRuns:
     logits: Logits  # [n_tokens, n_vocab], as defined
     convention_logits: Logits | None  # the same with ggml's conventions
     taps: list[str]  # that the reference exposes
+    unread: list[str]  # tensors of the source that the reference never asked for
+
+
+@dataclass(frozen=True)
+class GraphPass:
+    """One pass of the reference against the strict engine."""
+
+    result: PassResult
+    logits: Logits  # [n_tokens, n_vocab]
+    taps: list[str]  # that the reference exposes
+    unread: list[str]  # tensors of the source that the reference never asked for
 
 
 def layer_inputs(capture: Capture) -> Any:
@@ -83,21 +94,27 @@ def against_engine(
 ) -> GraphRuns:
     """Pass 1 as the model is defined; pass 2 with ggml's conventions if something left its floor."""
 
-    def one_pass(arithmetic: Arithmetic) -> tuple[PassResult, Logits, list[str]]:
+    def one_pass(arithmetic: Arithmetic) -> GraphPass:
         return graph_pass(
             source, strict, fixture, floors, precision=precision, n_ubatch=n_ubatch, arithmetic=arithmetic
         )
 
-    definition, logits, taps = one_pass(DEFINITION)
-    if definition.ok:
-        return GraphRuns(definition, None, logits, None, taps)
-    conventions, convention_logits, _ = one_pass(conventions_of(source))
-    return GraphRuns(definition, conventions, logits, convention_logits, taps)
+    plain = one_pass(DEFINITION)
+    other = None if plain.result.ok else one_pass(conventions_of(source))
+    return GraphRuns(
+        definition=plain.result,
+        conventions=None if other is None else other.result,
+        logits=plain.logits,
+        convention_logits=None if other is None else other.logits,
+        taps=plain.taps,
+        unread=plain.unread,
+    )
 
 
 def conventions_of(source: WeightSource) -> Arithmetic:
     """ggml's conventions, without those that the model has no use for, which explain nothing."""
-    return replace(GGML, gelu_f16_table=Reference(source).model.uses_gelu)
+    model = Reference(source).model
+    return replace(GGML, gelu_f16_table=model.uses_gelu or model.uses_erf, gelu_erf_as_tanh=model.uses_erf)
 
 
 def graph_pass(
@@ -110,8 +127,8 @@ def graph_pass(
     n_ubatch: int,
     arithmetic: Arithmetic,
     model: Steps | None = None,
-) -> tuple[PassResult, Logits, list[str]]:
-    """One pass against the strict engine, judged, its logits, and its taps; of another `model` where one is given."""
+) -> GraphPass:
+    """One pass against the strict engine, judged; of another `model` where one is given."""
     reference = Reference(source, dtype=precision.dtype, device=precision.device, arithmetic=arithmetic, model=model)
     comparison = TapComparison(fixture.n_tokens, top_k=experts_used(source))
     seen: dict[str, None] = {}
@@ -130,7 +147,7 @@ def graph_pass(
         compared = compare_logits(logits, strict.read("logits"), fixture.scored_positions())
     shape = shape_of(reference.model, fixture, n_ubatch)
     result = judge_pass(comparison, shape, floors, arithmetic=arithmetic.conventions, logits=compared)
-    return result, logits, list(seen)
+    return GraphPass(result, logits, list(seen), reference.unread)
 
 
 def logits_of(

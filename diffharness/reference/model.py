@@ -41,10 +41,11 @@ class KvCache:
 class Arithmetic:
     """ggml's CPU arithmetic where it is coarser than float32 by design; all off in the definition.
 
-    The first two hold for every run of ggml; the other two for one on the file as it is (`reference.rounding`).
+    The first three hold for every run of ggml; the other two for one on the file as it is (`reference.rounding`).
     """
 
     gelu_f16_table: bool = False  # GELU looked up by the float16 input, float16 results
+    gelu_erf_as_tanh: bool = False  # GELU's tanh form where the model has erf
     rope_f32_angles: bool = False  # angles made in float32 by repeated multiplication
     rounded_activations: bool = False  # before a product with a matrix of the file, to the type that suits the matrix's
     kv_cache: KvCache | None = None

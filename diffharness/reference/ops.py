@@ -76,10 +76,15 @@ def gelu_quick(x: Tensor, arithmetic: Arithmetic = DEFINITION) -> Tensor:
     return (entry * torch.sigmoid(1.702 * entry)).to(torch.float16).to(x.dtype)
 
 
+def gelu_erf(x: Tensor, arithmetic: Arithmetic = DEFINITION) -> Tensor:
+    """x/2 · (1 + erf(x / √2)); with `gelu_erf_as_tanh` the tanh form, which llama.cpp's graphs have for every GELU."""
+    return gelu_tanh(x, arithmetic) if arithmetic.gelu_erf_as_tanh else F.gelu(x)
+
+
 ACTIVATIONS: Mapping[str, Callable[[Tensor, Arithmetic], Tensor]] = {
     "silu": lambda x, _: F.silu(x),
     "gelu": gelu_tanh,
-    "gelu_erf": lambda x, _: F.gelu(x),
+    "gelu_erf": gelu_erf,
     "gelu_quick": gelu_quick,
     "relu": lambda x, _: F.relu(x),
     "relu_sqr": lambda x, _: F.relu(x).square(),

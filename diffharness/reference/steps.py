@@ -32,6 +32,11 @@ class Steps(ABC):
         """Whether ggml's CPU backend looks the activation up in a float16 table."""
         return self.activation in ops.BY_TABLE
 
+    @property
+    def uses_erf(self) -> bool:
+        """Whether the activation is GELU with erf."""
+        return self.activation == "gelu_erf"
+
     @abstractmethod
     def layer_kind(self, il: int) -> str:
         """`global`, `sliding`: what to call this layer in per-layer summaries."""

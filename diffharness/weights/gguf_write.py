@@ -173,7 +173,9 @@ def _file_type(tensors: Sequence[RawTensor]) -> dict[str, int]:
 
 def stays_f32(name: str, shape: tuple[int, ...]) -> bool:
     """Whether llama.cpp's converter and quantizer leave a tensor F32: vectors, routers, biases of experts, ..."""
-    return len(shape) == 1 or not name.endswith(".weight") or any(stem in name for stem in _ALWAYS_F32)
+    if len(shape) == 1 or not name.endswith(".weight") or name.endswith("_norm.weight"):
+        return True
+    return any(stem in name for stem in _ALWAYS_F32)
 
 
 def _converted(source: WeightSource, info: TensorInfo, type_name: str) -> RawTensor:

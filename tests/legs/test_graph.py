@@ -240,6 +240,34 @@ def test_unmatched_taps_are_information() -> None:
     assert [f.kind for f in result.findings] == [None, None]
 
 
+UNREAD = ["blk.1.attn_k.bias"]
+
+
+def test_tensors_that_the_reference_did_not_read_are_told() -> None:
+    result = graph.judge(judged(a_run()), engine_taps=TAPS, reference_taps=TAPS, unread=UNREAD)
+    assert result.leg.status == "pass" and result.leg.unread == UNREAD
+    assert "blk.1.attn_k.bias" in result.findings[-1].message and result.findings[-1].kind is None
+
+
+@pytest.mark.parametrize(
+    ("unread", "status"),
+    [
+        (UNREAD, "not_run"),
+        (["output.bias"], "not_run"),
+        (["blk.1.attn_k.input_scale"], "fail"),
+        (["blk.9.attn_k.bias", "cls.output.weight", "v.patch_embd.weight"], "fail"),  # there are 6 layers
+        ([], "fail"),
+    ],
+)
+def test_nobody_is_accused_over_what_the_reference_did_not_read(unread: list[str], status: str) -> None:
+    changed = judged(a_run(on("attn_ctx", layers={1})))
+    result = graph.judge(changed, engine_taps=TAPS, reference_taps=TAPS, unread=unread)
+    accused = any(finding.kind == "engine.graph" for finding in result.findings)
+    withheld = any(finding.kind == "inconclusive" for finding in result.findings)
+    assert (result.leg.status, accused, withheld) == (status, status == "fail", status == "not_run")
+    assert (result.first_divergence is None) == withheld
+
+
 def test_a_floor_can_be_set_for_one_tap() -> None:
     change = on("ffn_act", factor=1.001)
     loose = FLOORS | {"graph.local.ffn_act": 1e-4, "graph.local_token.ffn_act": 1e-4}

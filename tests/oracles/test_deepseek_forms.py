@@ -23,10 +23,13 @@ from diffharness.weights.checkpoint_write import write_checkpoint
 from diffharness.weights.convert import checkpoint_to_gguf
 from diffharness.weights.gguf_file import open_gguf
 from diffharness.weights.names import chatglm, deepseek2
+from diffharness.weights.names._keys import Keys
 from diffharness.weights.synth import SynthSource
 from tests.e2e.conftest import Pair
 from tests.e2e.runs import graph_only
 from tests.oracles import agree
+from tests.oracles.cases import CASES
+from tests.oracles.cases.deepseek import CASES as deepseek_cases
 from tests.oracles.cases.deepseek import GLM, V2, yarn
 
 IDS = torch.randint(0, 160, (80,), generator=torch.Generator().manual_seed(1))
@@ -216,3 +219,23 @@ def test_chatglm_of_unknown_making_may_have_either_form(tmp_path: Path) -> None:
     rules = {rule.name: rule.required for rule in chatglm.rules(metadata)}
     assert rules["blk.0.attn_qkv.weight"] is rules["blk.0.attn_q.weight"] is False
     assert rules["blk.0.attn_output.weight"]
+
+
+OWN = [name for name, case in CASES.items() if case.arch in {case.arch for case in deepseek_cases.values()}]
+NEUTRAL = (None, 0, 1, 1.0, False)  # what a key says that may as well be absent
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_metadata_make_a_config_that_makes_them(name: str) -> None:
+    case = CASES[name]
+    arch_map, metadata = names.MAPS[case.arch], SynthSource(case.arch, case.sizes, changes=case.changes).metadata
+    assert arch_map.config is not None
+    again = arch_map.metadata(arch_map.config(metadata))
+    own_size = {f"{case.arch}.attention.{of}_length": Keys(metadata).head_dim for of in ("key", "value")}
+    was, now = own_size | dict(metadata), own_size | again
+    assert not {key for key in {*was, *now} if not _same(was.get(key), now.get(key))}
+
+
+def _same(a: object, b: object) -> bool:
+    close = isinstance(a, float) and isinstance(b, float) and abs(a - b) <= 1e-9 * abs(b)
+    return a == b or close or (a in NEUTRAL and b in NEUTRAL)

@@ -29,7 +29,10 @@ class Cohere2(CommandR):
             hp.refuse("rope.freq_base_swa", base, "the base that all layers have")
         window = hp.count("attention.sliding_window")
         slides = sliding_layers(hp, fields["n_layer"], cls.period, global_first=cls.global_first)
-        return fields | {"window": tuple(window if s else None for s in slides), "logit_scale": hp.number("logit_scale")}
+        return fields | {
+            "window": tuple(window if s else None for s in slides),
+            "logit_scale": hp.number("logit_scale"),
+        }
 
     def rotary(self, il: int) -> ops.Rotary:
         rotary = super().rotary(il)

@@ -1,8 +1,8 @@
 """`deci`: DeciLM and Llama-Nemotron (51B, Super, Ultra). Llama whose layers differ, and may lack a half or both.
 
 By layer: the number of KV heads and the width of the feed-forward; attention may be one matrix (heads, but no KV
-heads) or missing (no heads), the feed-forward may be missing (width 0). The engine forgets the attention of a layer
-that has no feed-forward; no released model has such a layer with attention.
+heads) or missing (no heads), and the feed-forward may be missing (width 0). The engine forgets the attention of a
+layer that has no feed-forward, and builds nothing at all of a layer that has neither.
 """
 
 from __future__ import annotations
@@ -35,18 +35,15 @@ class _MissingHeads(HyperParameters):
 
 @dataclass(frozen=True, kw_only=True)
 class Deci(Llama):
-    """Differs from Llama in what a layer may lack."""
-
-    n_ff: tuple[int, ...]  # by layer; 0: no feed-forward
+    """Differs from Llama in what a layer may lack; whether it has a feed-forward, the file says."""
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
-        fields = super().read(_MissingHeads(hp.metadata))
-        return fields | {"n_ff": hp.integers("feed_forward_length", fields["n_layer"])}
+        return super().read(_MissingHeads(hp.metadata))
 
     def layer_kind(self, il: int) -> str:
         if self.n_head[il] == 0:
-            return "no attention" if self.n_ff[il] else "empty"
+            return "no attention"
         return super().layer_kind(il) if self.n_head_kv[il] else "linear"
 
     def layer(self, w: Weights, il: int, x: Tensor, state: State, tap: Tap) -> Tensor:
@@ -54,7 +51,7 @@ class Deci(Llama):
             h = self.before_attention(w, il, x, tap)
             x = self.add(x, self.after_attention(w, il, self.mixer(w, il, h, state, tap), tap))
             tap("ffn_in", x)
-        if self.n_ff[il]:
+        if w.has(f"blk.{il}.ffn_norm.weight"):
             h = self.before_ffn(w, il, x, tap)
             x = self.add(x, self.after_ffn(w, il, self.feed_forward(w, il, h, state, tap), tap))
         return self.end_layer(w, il, x, tap)

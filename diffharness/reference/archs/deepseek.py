@@ -1,4 +1,4 @@
-"""`deepseek`: DeepSeek MoE 16B and DeepSeek LLM's layers. Llama's attention, routed experts beside shared ones.
+"""`deepseek`: DeepSeek MoE 16B. Llama's attention, routed experts beside shared ones.
 
 Experts are weighed by the softmax over all of them; whether the weights of the chosen sum to one is `norm_topk_prob`
 of the model (`expert_weights_norm` in the metadata, false where it is absent, as in the released models).

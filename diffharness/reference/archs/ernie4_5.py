@@ -33,7 +33,9 @@ class ErnieMoe(Decoder):
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
-        fields = super().read(hp) | read_routing(hp, normalise=True) | {"moe_step": hp.count("interleave_moe_layer_step")}
+        fields = (
+            super().read(hp) | read_routing(hp, normalise=True) | {"moe_step": hp.count("interleave_moe_layer_step")}
+        )
         hp.integer("expert_shared_count", 0)  # says nothing that the tensors do not say
         # Every published model normalises, and files that llama.cpp's tools write say false where it is not asked.
         return fields | {"normalise_experts": True}

@@ -1,8 +1,9 @@
-"""`exaone4`: EXAONE 4.0. Norms only of heads and after each branch; where layers slide, global ones do not turn.
+"""`exaone4`: EXAONE 4.0 and 4.5, text. Norms only of heads and after each branch; some layers do not turn.
 
-Nothing is normalised before attention and feed-forward. The 32B slides in three layers of four and gives the fourth no
-rotary embedding; the 1.2B has neither, and turns everywhere. Frequencies may be scaled as Llama 3's. The engine knows
-the window only in a model of 64 layers. Layers that predict further tokens (EXAONE 4.5) are not supported.
+Nothing is normalised before attention and feed-forward. The larger models slide in three layers of four and give the
+fourth no rotary embedding; the 1.2B has no window and turns everywhere. Frequencies may be scaled as Llama 3's. The
+engine knows the window only in a model of 64 layers. Layers that predict further tokens (`nextn`) are not part of the
+forward.
 """
 
 from __future__ import annotations
@@ -19,32 +20,39 @@ from diffharness.reference.model import Tap, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exaone4(HeadNorms, PostNorms, Decoder):
-    """A `Decoder` without the norms before its branches."""
+class Hybrid(HeadNorms, Decoder):
+    """A `Decoder` with head norms, in which layers slide and turn, or are global and do not."""
 
-    hybrid: bool  # layers slide and turn, or are global and do not
+    hybrid: bool  # False: no layer slides, and all turn
 
     slides_by_default: ClassVar[int] = 4  # of this many layers all but the last slide
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
-        window, n_layer = hp.integer("attention.sliding_window", 0), hp.count("block_count")
+        window, n_block = hp.integer("attention.sliding_window", 0), hp.count("block_count")
         period = hp.metadata.get(hp.key("attention.sliding_window_pattern"), cls.slides_by_default)
         if isinstance(period, int) and not isinstance(period, bool):
-            slides = tuple(period == 0 or il % period < period - 1 for il in range(n_layer))
+            slides = tuple(period == 0 or il % period < period - 1 for il in range(n_block))
         else:
-            slides = hp.booleans("attention.sliding_window_pattern", n_layer)
+            slides = hp.booleans("attention.sliding_window_pattern", n_block)
         base = hp.number("rope.freq_base", 10000.0)
         if (sliding_base := hp.number("rope.freq_base_swa", base)) != base:
             hp.refuse("rope.freq_base_swa", sliding_base, f"the base of all layers, {base}")
+        n_layer = n_block - hp.integer("nextn_predict_layers", 0)
         return super().read(hp) | {
-            "window": tuple(window if window > 0 and slide else None for slide in slides),
+            "n_layer": n_layer,
+            "window": tuple(window if window > 0 and slide else None for slide in slides[:n_layer]),
             "hybrid": window > 0,
         }
 
     def rotary(self, il: int) -> ops.Rotary:
         rotary = super().rotary(il)
         return replace(rotary, n_rot=0) if self.hybrid and self.window[il] is None else rotary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exaone4(PostNorms, Hybrid):
+    """A `Hybrid` with norms after its branches in place of those before them."""
 
     def before_attention(self, w: Weights, il: int, x: Tensor, tap: Tap) -> Tensor:
         return x

@@ -2,7 +2,8 @@
 
 Each of the two branches has a norm of its own; where `use_parallel_residual` is false they follow each other instead.
 The activation has no GGUF key: Pythia and the default of its config have GELU with erf, GPT-NeoX-20B the tanh form;
-where the metadata are not of a checkpoint, erf is taken. The engine computes the tanh form for all.
+where the metadata are not of a checkpoint, erf is taken. The engine computes the tanh form for all, which is the
+convention `gelu_erf_as_tanh`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class StatedGelu(Steps):
     @property
     def uses_gelu(self) -> bool:
         return self.gelu in ops.BY_TABLE
+
+    @property
+    def uses_erf(self) -> bool:
+        return self.gelu == "gelu_erf"
 
     def act(self, gate: Tensor, state: State) -> Tensor:
         return ops.ACTIVATIONS[self.gelu](gate, state.arithmetic)

@@ -47,7 +47,10 @@ class HunyuanMoe(Hunyuan):
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
-        fields = super().read(hp) | {"n_expert": hp.count("expert_count"), "n_expert_used": hp.count("expert_used_count")}
+        fields = super().read(hp) | {
+            "n_expert": hp.count("expert_count"),
+            "n_expert_used": hp.count("expert_used_count"),
+        }
         hp.integer("expert_shared_count", 0)  # says nothing that the tensors do not say
         if fields["n_expert_used"] > fields["n_expert"]:
             raise ArtifactFileError(

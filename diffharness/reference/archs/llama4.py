@@ -1,7 +1,7 @@
 """`llama4`: Scout and Maverick, text. Three layers of four see only their own chunk; every fourth has no rotation.
 
 The layers that see a chunk turn their heads and then normalise them without a weight (Maverick does not normalise).
-The others see all earlier tokens, turn nothing, and multiply their queries by 1 + s · ln(1 + floor((position + 1) / L)).
+The others see all earlier tokens, turn nothing, and multiply their queries by 1 + s ln(1 + floor((position + 1) / L)).
 Every `interleave_moe_layer_step`-th layer has experts beside a shared one: an expert's weight is the sigmoid of the
 router's logit, and it multiplies the expert's input, not its output.
 
@@ -70,7 +70,7 @@ class Llama4(Decoder):
 
     @staticmethod
     def _pattern(hp: HyperParameters, n_layer: int) -> tuple[bool, ...]:
-        """Which layers see chunks: a truth value per layer, or the length of a period that ends with one that does not."""
+        """Which layers see chunks: a truth value per layer, or the length of a period whose last layer does not."""
         pattern = hp.metadata.get(hp.key("attention.sliding_window_pattern"), _PERIOD)
         if isinstance(pattern, int) and not isinstance(pattern, bool):
             return tuple(pattern == 0 or il % pattern < pattern - 1 for il in range(n_layer))

@@ -16,8 +16,7 @@ from torch import Tensor
 from diffharness.reference.archs.granite import Scaled, divisor_of_logits
 from diffharness.reference.archs.phi3 import LongRope
 from diffharness.reference.hparams import HyperParameters
-from diffharness.reference.model import State, Weights
-from diffharness.reference.steps import Steps
+from diffharness.reference.model import Weights
 
 EMBEDDING_SCALE, DEPTH_SCALE, BASE_WIDTH = 12.0, 1.4, 256  # of the models before the keys
 
@@ -37,9 +36,9 @@ class MiniCpm(LongRope, Scaled):
             "logit_scale": 1.0 / divisor_of_logits(hp, fields["n_embd"] / BASE_WIDTH),
         }
 
-    def tables(self, w: Weights, il: int, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        one_list = w.has("rope_freqs.weight")
-        return Steps.tables(self, w, il, x, state) if one_list else super().tables(w, il, x, state)
+    def rope_factors(self, w: Weights, il: int) -> Tensor | None:
+        one_list = w.find("rope_freqs.weight")
+        return super().rope_factors(w, il) if one_list is None else one_list
 
 
 ARCHS = {"minicpm": MiniCpm.from_metadata}

@@ -33,7 +33,8 @@ class LongRope(Decoder):
         return super().read(hp) | {"n_ctx_orig": original}
 
     def rope_factors(self, w: Weights, il: int) -> Tensor | None:
-        return w.find(f"rope_factors_{self.span}.weight")
+        lists = {span: w.find(f"rope_factors_{span}.weight") for span in ("short", "long")}
+        return lists[self.span]
 
     def tables(self, w: Weights, il: int, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
         if self.span == "short" and len(state.positions) > self.n_ctx_orig:

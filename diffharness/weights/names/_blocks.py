@@ -62,14 +62,15 @@ def mlp_rules(metadata: Metadata, il: int, *, bias: bool | None = False, prefix:
     ]
 
 
-def fused_or_not(metadata: Metadata, apart: list[TensorRule], fused: TensorRule) -> list[TensorRule]:
-    """Rules where a GGUF keeps either the tensors `apart` or one `fused`; a checkpoint's model has them apart.
+def fused_or_not(metadata: Metadata, form: list[TensorRule], other: list[TensorRule]) -> list[TensorRule]:
+    """Rules where a GGUF keeps the same weights in one `form` or in an `other`, fused or apart.
 
-    Which of the two an artifact has its metadata do not tell, so that neither is required of it.
+    The converter's is the first, and a checkpoint's model has it. Which of the two an artifact has its metadata do not
+    tell, so that neither is required of it.
     """
     if TIED_HEAD in metadata:
-        return apart
-    return [replace(rule, required=False) for rule in apart] + [replace(fused, required=False)]
+        return form
+    return [replace(rule, required=False) for rule in (*form, *other)]
 
 
 def moved(rules: list[TensorRule], to: str, *others: str) -> list[TensorRule]:

@@ -7,7 +7,7 @@ from typing import Any
 from diffharness.weights.names._blocks import ATTENTION_BIAS
 from diffharness.weights.names._config import expect_activation
 from diffharness.weights.names._gpt import rotated_share
-from diffharness.weights.names._keys import Keys, decoder_metadata, matrix
+from diffharness.weights.names._keys import Keys, decoder_config, decoder_metadata, matrix
 from diffharness.weights.names._map import Config, TensorRule
 from diffharness.weights.source import Metadata
 
@@ -21,6 +21,16 @@ def glm_metadata(config: Config, arch: str, *, bias: bool, head_dim: int | None 
     out[f"{arch}.rope.dimension_count"] = int(Keys(out).head_dim * rotated_share(config, _SHARE))
     out[ATTENTION_BIAS] = bool(config.get("attention_bias", bias))
     return out
+
+
+def glm_config(metadata: Metadata, arch: str) -> dict[str, Any]:
+    """config.json's keys of such a decoder."""
+    keys = Keys(metadata)
+    return decoder_config(metadata, arch) | {
+        "hidden_act": "silu",
+        "attention_bias": bool(metadata.get(ATTENTION_BIAS, False)),
+        "partial_rotary_factor": keys.integer("rope.dimension_count", keys.head_dim) / keys.head_dim,
+    }
 
 
 def glm_attention(metadata: Metadata, blk: str, hf: str) -> list[TensorRule]:

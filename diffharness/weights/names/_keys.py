@@ -165,7 +165,7 @@ class Keys:
 
 
 def decoder_example(
-    sizes: Sizes, model_type: str, architecture: str, *, rope_theta: float = 5e3, **more: Any
+    sizes: Sizes, model_type: str, architecture: str, *, rope_theta: float | None = 5e3, **more: Any
 ) -> dict[str, Any]:
     """config.json of a synthetic decoder: what every decoder states, with `more` over it; None leaves a key out.
 

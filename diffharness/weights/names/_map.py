@@ -204,6 +204,22 @@ class Piece:
         view[...] = tensor.reshape(view.shape)
 
 
+@dataclass(frozen=True)
+class PaddedRows:
+    """The first `n_stored` rows are the checkpoint's; GGUF has rows of zeros behind them."""
+
+    n_stored: int
+    n_rows: int
+    rowwise: bool = False
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        [rows] = parts
+        return np.concatenate((rows, np.zeros((self.n_rows - len(rows), *rows.shape[1:]), dtype=np.float32)))
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        return [tensor[: self.n_stored]]
+
+
 PLAIN = Plain()
 TRANSPOSED = Transposed()
 ADD_ONE = AddOne()
@@ -245,4 +261,6 @@ class ArchMap:
     config: Callable[[Metadata], dict[str, Any]] | None = None  # a config.json of GGUF keys that transformers loads
     transformers: bool = True  # transformers has the model: it is held against it, beside llama.cpp
     ignored: tuple[str, ...] = field(default=())  # prefixes of Hugging Face tensors left alone (vision, audio)
-    covers: Callable[[Config], bool] | None = None  # where several maps have a model type: whether a config is this one's
+    covers: Callable[[Config], bool] | None = (
+        None  # where several maps have a model type: whether a config is this one's
+    )

@@ -6,7 +6,7 @@ taking turns, and every matrix transposed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,9 +38,6 @@ def half(shape: tuple[int, ...], part: int, *, turns: bool) -> StackPiece:
     """
     n, n_ff, *inner = shape
     cut = slice(part, None, 2) if turns else slice(part * n_ff, (part + 1) * n_ff)
-    view: Callable[[Float32Array], Float32Array]
     if inner:
-        view = lambda whole: whole[..., cut].transpose(0, 2, 1)  # noqa: E731
-    else:
-        view = lambda whole: whole[..., cut]  # noqa: E731
-    return StackPiece((n, *inner, 2 * n_ff), view)
+        return StackPiece((n, *inner, 2 * n_ff), lambda whole: whole[..., cut].transpose(0, 2, 1))
+    return StackPiece((n, 2 * n_ff), lambda whole: whole[..., cut])

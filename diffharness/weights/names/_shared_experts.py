@@ -6,7 +6,7 @@ model's own that predict further tokens (multi-token prediction, `nextn`) are in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -133,14 +133,20 @@ def nextn_rules(keys: Keys, il: int, layer: Iterable[TensorRule], hf: str) -> li
     return made + [replace(rule, required=False) for rule in rare]
 
 
-def experts_config(keys: Keys) -> Mapping[str, Any]:
-    """config.json's keys of experts, as DeepSeek names them."""
-    return {
-        "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
+def experts_config(keys: Keys) -> dict[str, Any]:
+    """config.json's keys of layers and experts, as DeepSeek names them."""
+    out: dict[str, Any] = {
+        "num_hidden_layers": n_main_layers(keys),
+        "first_k_dense_replace": keys.integer("leading_dense_block_count", 0),
         "n_routed_experts": keys.n_expert,
-        "num_experts_per_tok": keys.get("expert_used_count"),
-        "moe_intermediate_size": keys.get("expert_feed_forward_length"),
-        "n_shared_experts": keys.get("expert_shared_count", 0),
-        "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+        "num_experts_per_tok": keys["expert_used_count"],
+        "moe_intermediate_size": expert_width(keys, keys.n_layer - 1),
+        "n_shared_experts": keys.integer("expert_shared_count", 0),
+        "routed_scaling_factor": keys.get("expert_weights_scale") or 1.0,
         "norm_topk_prob": bool(keys.get("expert_weights_norm", False)),
+        "n_group": keys.get("expert_group_count") or 1,
+        "topk_group": keys.get("expert_group_used_count") or 1,
     }
+    if n_nextn := keys.integer("nextn_predict_layers", 0):
+        out["num_nextn_predict_layers"] = n_nextn
+    return out

@@ -29,6 +29,8 @@ from diffharness.weights.source import Float32Array, Metadata
 _ARCH = "baichuan"
 _N_LAYER = 32  # the engine tells the 7B by it
 _VOCABULARY_2 = 125696  # Baichuan 1 has 64000 tokens
+_LEAST = 1e-12  # length by which a row is divided, as torch has it
+_ROUNDING = 1e-6  # by which a row of length one in float32 may miss it
 
 
 def metadata(config: Config) -> dict[str, Any]:
@@ -65,9 +67,10 @@ def rules(metadata: Metadata) -> list[TensorRule]:
 
 
 def _at_length_one(rows: Float32Array) -> Float32Array:
-    """Each row divided by its length; made in float64, so that rows of length one stay as they are to the last bit."""
+    """Each row divided by its length; rows that have length one already stay as they are, to the last bit."""
     lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=-1, keepdims=True))
-    out: Float32Array = (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
+    lengths[np.abs(lengths - 1) < _ROUNDING] = 1
+    out: Float32Array = (rows / np.maximum(lengths, _LEAST)).astype(np.float32)
     return out
 
 

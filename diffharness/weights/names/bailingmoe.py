@@ -17,6 +17,7 @@ from diffharness.weights.names._config import expect_activation
 from diffharness.weights.names._keys import (
     TIED_HEAD,
     Keys,
+    decoder_config,
     decoder_example,
     decoder_metadata,
     embedding_rules,
@@ -24,7 +25,7 @@ from diffharness.weights.names._keys import (
     vector,
 )
 from diffharness.weights.names._map import ArchMap, Config, Mapped, Piece, Sizes, TensorRule
-from diffharness.weights.names._shared_experts import experts_metadata, feed_forward_rules
+from diffharness.weights.names._shared_experts import experts_config, experts_metadata, feed_forward_rules
 from diffharness.weights.source import Float32Array, Metadata
 
 _ARCH = "bailingmoe"
@@ -42,6 +43,21 @@ def metadata(config: Config) -> dict[str, Any]:
         f"{_ARCH}.expert_weights_norm": bool(config.get("norm_topk_prob", False)),
         _NORM_HEAD: bool(config.get("norm_head", False)),
     }
+
+
+def config(metadata: Metadata) -> dict[str, Any]:
+    named = {"architectures": ["BailingMoeForCausalLM"], "model_type": "bailing_moe"}
+    out = named | bailing_config(metadata, _ARCH)
+    for name in ("n_group", "topk_group", "routed_scaling_factor"):
+        del out[name]
+    return out | {"first_k_dense_replace": 0, "norm_head": bool(metadata.get(_NORM_HEAD, False))}
+
+
+def bailing_config(metadata: Metadata, arch: str) -> dict[str, Any]:
+    """config.json's keys of a decoder with experts, as Bailing names them."""
+    out = decoder_config(metadata, arch) | experts_config(Keys(metadata))
+    out |= {"num_experts": out.pop("n_routed_experts"), "num_shared_experts": out.pop("n_shared_experts")}
+    return out | {"hidden_act": "silu", "use_bias": False, "use_qkv_bias": False}
 
 
 def expect_bailing(config: Config) -> None:
@@ -134,6 +150,7 @@ MAP = ArchMap(
     model_types=("bailing_moe",),
     architectures=("BailingMoeForCausalLM",),
     metadata=metadata,
+    config=config,
     rules=rules,
     example=example,
     transformers=False,

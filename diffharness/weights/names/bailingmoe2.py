@@ -13,6 +13,7 @@ from diffharness.weights.names._gpt import rotated_share
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, matrix, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._shared_experts import (
+    GATING,
     expert_width,
     experts_metadata,
     feed_forward_rules,
@@ -21,7 +22,7 @@ from diffharness.weights.names._shared_experts import (
     nextn_metadata,
     nextn_rules,
 )
-from diffharness.weights.names.bailingmoe import ends, expect_bailing
+from diffharness.weights.names.bailingmoe import bailing_config, ends, expect_bailing
 from diffharness.weights.source import Metadata
 
 _ARCH = "bailingmoe2"
@@ -49,6 +50,22 @@ def metadata(config: Config) -> dict[str, Any]:
             ),
         }
         | nextn_metadata(config, _ARCH)
+    )
+
+
+def config(metadata: Metadata) -> dict[str, Any]:
+    keys = Keys(metadata)
+    named = {"architectures": ["BailingMoeV2ForCausalLM"], "model_type": "bailing_moe_v2"}
+    width = keys.integer("expert_shared_feed_forward_length", 0) or expert_width(keys, keys.n_layer - 1)
+    return (
+        named
+        | bailing_config(metadata, _ARCH)
+        | {
+            "moe_shared_expert_intermediate_size": width * keys.integer("expert_shared_count", 0),
+            "partial_rotary_factor": keys.integer("rope.dimension_count", keys.head_dim) / keys.head_dim,
+            "score_function": "softmax" if keys.get("expert_gating_func") == GATING["softmax"] else "sigmoid",
+            "use_qk_norm": True,
+        }
     )
 
 
@@ -114,6 +131,7 @@ MAP = ArchMap(
     model_types=("bailing_moe_v2",),
     architectures=("BailingMoeV2ForCausalLM",),
     metadata=metadata,
+    config=config,
     rules=rules,
     example=example,
     transformers=False,

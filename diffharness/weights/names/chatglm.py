@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._blocks import ATTENTION_BIAS
 from diffharness.weights.names._config import need_float, need_int
-from diffharness.weights.names._glm import fused_mlp, glm_attention, glm_metadata
+from diffharness.weights.names._glm import fused_mlp, glm_attention, glm_config, glm_metadata
 from diffharness.weights.names._keys import Keys, decoder_example, embedding_rules, matrix, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.source import Metadata
@@ -62,6 +62,30 @@ def metadata(config: Config) -> dict[str, Any]:
     for name in ("key_length", "value_length"):  # the converter leaves them out: they follow from the heads
         out.pop(f"{_ARCH}.attention.{name}", None)
     return out | {_FUSED: remote}
+
+
+def config(metadata: Metadata) -> dict[str, Any]:
+    out = glm_config(metadata, _ARCH)
+    if not metadata.get(_FUSED):
+        return {"architectures": ["GlmForCausalLM"], "model_type": "glm"} | out
+    return {
+        "architectures": ["ChatGLMModel"],
+        "model_type": "chatglm",
+        "num_layers": out["num_hidden_layers"],
+        "num_attention_heads": out["num_attention_heads"],
+        "multi_query_attention": out["num_key_value_heads"] != out["num_attention_heads"],
+        "multi_query_group_num": out["num_key_value_heads"],
+        "hidden_size": out["hidden_size"],
+        "ffn_hidden_size": out["intermediate_size"],
+        "kv_channels": out["head_dim"],
+        "seq_length": out["max_position_embeddings"],
+        "layernorm_epsilon": out["rms_norm_eps"],
+        "rope_ratio": out["rope_theta"] / 10000.0,
+        "padded_vocab_size": out["vocab_size"],
+        "tie_word_embeddings": out["tie_word_embeddings"],
+        "add_qkv_bias": out["attention_bias"],
+        **{key: values[0] for key, values in _WANTED.items()},
+    }
 
 
 def _in_glm_words(config: Config) -> dict[str, Any]:
@@ -130,6 +154,7 @@ MAP = ArchMap(
     model_types=("glm", "chatglm"),
     architectures=("GlmForCausalLM", "ChatGLMModel", "ChatGLMForConditionalGeneration"),
     metadata=metadata,
+    config=config,
     rules=rules,
     example=example,
     ignored=("transformer.rotary_pos_emb.",),

@@ -107,7 +107,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             blk, mlp, names, fused=mlp, n_expert=keys.n_expert, n_ff=n_ff, n_embd=keys.n_embd
         )
         both = TensorRule(blk + "ffn_gate_up_exps.weight", (keys.n_expert, 2 * n_ff, keys.n_embd))
-        out += [router, *fused_or_not(metadata, [gate, up], both), down]
+        out += [router, *fused_or_not(metadata, [gate, up], [both]), down]
         if keys.integer("expert_shared_count", 0):
             for part, shape in (
                 ("gate", (n_ff_shared, keys.n_embd)),

@@ -10,9 +10,17 @@ from typing import Any
 
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import expect_activation
-from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, embedding_rules, matrix, vector
+from diffharness.weights.names._keys import (
+    Keys,
+    decoder_config,
+    decoder_example,
+    decoder_metadata,
+    embedding_rules,
+    matrix,
+    vector,
+)
 from diffharness.weights.names._map import ArchMap, Config, RotaryPairs, Sizes, TensorRule
-from diffharness.weights.names._shared_experts import experts_metadata, feed_forward_rules
+from diffharness.weights.names._shared_experts import experts_config, experts_metadata, feed_forward_rules
 from diffharness.weights.source import Metadata
 
 _ARCH = "deepseek"
@@ -31,6 +39,14 @@ def metadata(config: Config) -> dict[str, Any]:
     if config.get("norm_topk_prob"):
         out[f"{_ARCH}.expert_weights_norm"] = True
     return out
+
+
+def config(metadata: Metadata) -> dict[str, Any]:
+    out = decoder_config(metadata, _ARCH) | experts_config(Keys(metadata))
+    for name in ("n_group", "topk_group", "routed_scaling_factor", "head_dim"):  # what the model's code does not read
+        del out[name]
+    named = {"architectures": ["DeepseekForCausalLM"], "model_type": "deepseek", "hidden_act": "silu"}
+    return named | out | {"scoring_func": "softmax", "moe_layer_freq": 1}
 
 
 def rules(metadata: Metadata) -> list[TensorRule]:
@@ -74,6 +90,7 @@ MAP = ArchMap(
     model_types=("deepseek",),
     architectures=("DeepseekForCausalLM",),
     metadata=metadata,
+    config=config,
     rules=rules,
     example=example,
     transformers=False,

@@ -13,9 +13,19 @@ from typing import Any
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import expect_activation, need_float, need_int, rope_parameters
 from diffharness.weights.names._draw import by_width, normal
-from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, embedding_rules, matrix, vector
+from diffharness.weights.names._keys import (
+    Keys,
+    decoder_config,
+    decoder_example,
+    decoder_metadata,
+    embedding_rules,
+    matrix,
+    vector,
+)
 from diffharness.weights.names._map import ArchMap, Config, Piece, Sizes, TensorRule
 from diffharness.weights.names._shared_experts import (
+    GATING,
+    experts_config,
     experts_metadata,
     feed_forward_rules,
     fused_pair_rules,
@@ -83,6 +93,33 @@ def _expect_a_gguf_form(config: Config) -> None:
         raise CheckpointError("config.json: groups of experts that the choice (topk_method greedy) leaves aside")
 
 
+def config(metadata: Metadata) -> dict[str, Any]:
+    keys = Keys(metadata)
+    v2 = keys.get("expert_gating_func") == GATING["softmax"]
+    kind = (_V2, "DeepseekV2ForCausalLM") if v2 else ("deepseek_v3", "DeepseekV3ForCausalLM")
+    if keys.get("nextn_predict_layers"):
+        kind = (_GLM, "Glm4MoeLiteForCausalLM")
+    n_rot, rank = keys.integer("rope.dimension_count"), keys.integer("attention.kv_lora_rank")
+    out = decoder_config(metadata, _ARCH) | experts_config(keys)
+    del out["head_dim"]
+    if log_multiplier := keys.get("rope.scaling.yarn_log_multiplier"):
+        scale = {"mscale": 10 * log_multiplier, "mscale_all_dim": 10 * log_multiplier}
+        out["rope_scaling"] = {**out.get("rope_scaling", {}), **scale}
+    return out | {
+        "model_type": kind[0],
+        "architectures": [kind[1]],
+        "hidden_act": "silu",
+        "num_key_value_heads": keys.n_head,
+        "kv_lora_rank": rank,
+        "q_lora_rank": keys.get("attention.q_lora_rank"),
+        "qk_rope_head_dim": n_rot,
+        "qk_nope_head_dim": _size(keys, "key") - n_rot,
+        "v_head_dim": _size(keys, "value"),
+        "scoring_func": "softmax" if v2 else "sigmoid",
+        "topk_method": ("group_limited_greedy" if out["n_group"] > 1 else "greedy") if v2 else "noaux_tc",
+    }
+
+
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys, out = Keys(metadata), embedding_rules(metadata)
     n_main = n_main_layers(keys)
@@ -102,9 +139,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
 def _attention(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
     n_embd, n_head = keys.n_embd, keys.n_head
     rank, n_rot = keys.integer("attention.kv_lora_rank"), keys.integer("rope.dimension_count")
-    absorbed = keys.integer("attention.key_length_mla", 0) != 0
-    size_k = keys.integer("attention.key_length_mla" if absorbed else "attention.key_length")
-    size_v = keys.integer("attention.value_length_mla" if absorbed else "attention.value_length")
+    size_k, size_v = _size(keys, "key"), _size(keys, "value")
     rank_q = keys.integer("attention.q_lora_rank", 0)
     if rank_q:
         out = [
@@ -114,7 +149,7 @@ def _attention(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
         ]
     else:
         out = matrix(blk, "attn_q", hf + "q_proj", n_head * size_k, n_embd)
-    expand = _expand if absorbed else _expand_whole
+    expand = _expand if _is_absorbed(keys) else _expand_whole
     return [
         *out,
         *matrix(blk, "attn_kv_a_mqa", hf + "kv_a_proj_with_mqa", rank + n_rot, n_embd),
@@ -122,6 +157,15 @@ def _attention(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
         *expand(blk, hf + "kv_b_proj.weight", n_head, size_k - n_rot, size_v, rank),
         *matrix(blk, "attn_output", hf + "o_proj", n_embd, n_head * size_v),
     ]
+
+
+def _is_absorbed(keys: Keys) -> bool:
+    return keys.integer("attention.key_length_mla", 0) != 0
+
+
+def _size(keys: Keys, of: str) -> int:
+    """Components of an expanded head's `key` or `value`."""
+    return keys.integer(f"attention.{of}_length" + ("_mla" if _is_absorbed(keys) else ""))
 
 
 def _expand(blk: str, hf: str, n_head: int, n_nope: int, size_v: int, rank: int) -> list[TensorRule]:
@@ -176,6 +220,7 @@ MAP = ArchMap(
     model_types=("deepseek_v3", _V2, "kimi_k2", _GLM),
     architectures=("DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM", "Glm4MoeLiteForCausalLM"),
     metadata=metadata,
+    config=config,
     rules=rules,
     example=example,
     ignored=("model.layers.61.",),  # DeepSeek V3's further token: used by nothing, and kept by no converter

@@ -11,9 +11,16 @@ from typing import Any
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._halves import attention_matrices
-from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, embedding_rules, vector
+from diffharness.weights.names._keys import (
+    Keys,
+    decoder_config,
+    decoder_example,
+    decoder_metadata,
+    embedding_rules,
+    vector,
+)
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
-from diffharness.weights.names._shared_experts import GATING, experts_metadata, feed_forward_rules
+from diffharness.weights.names._shared_experts import GATING, experts_config, experts_metadata, feed_forward_rules
 from diffharness.weights.source import Metadata
 
 _ARCH = "dots1"
@@ -42,6 +49,20 @@ def _window(config: Config) -> dict[str, Any]:
     return {
         f"{_ARCH}.attention.sliding_window": need_int(config, "sliding_window"),
         f"{_ARCH}.attention.sliding_window_pattern": slides,
+    }
+
+
+def config(metadata: Metadata) -> dict[str, Any]:
+    keys = Keys(metadata)
+    out = decoder_config(metadata, _ARCH) | experts_config(keys)
+    slides = keys.by_layer("attention.sliding_window_pattern", 0)
+    return out | {
+        "architectures": ["Dots1ForCausalLM"],
+        "model_type": "dots1",
+        "hidden_act": "silu",
+        "scoring_func": "noaux_tc",
+        "sliding_window": keys.get("attention.sliding_window"),
+        "layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides],
     }
 
 
@@ -84,6 +105,7 @@ MAP = ArchMap(
     model_types=("dots1",),
     architectures=("Dots1ForCausalLM",),
     metadata=metadata,
+    config=config,
     rules=rules,
     example=example,
 )

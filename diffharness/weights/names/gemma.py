@@ -48,7 +48,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
 
 
 def example(sizes: Sizes) -> dict[str, Any]:
-    gemma = {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
+    gemma: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
     return decoder_example(sizes, "gemma", "GemmaForCausalLM", **gemma)
 
 

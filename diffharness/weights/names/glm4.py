@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffharness.weights.names._glm import fused_mlp, glm_attention, glm_metadata
+from diffharness.weights.names._glm import fused_mlp, glm_attention, glm_config, glm_metadata
 from diffharness.weights.names._keys import Keys, decoder_example, embedding_rules, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._shared_experts import n_main_layers, nextn_metadata, nextn_rules
@@ -15,6 +15,15 @@ _ARCH = "glm4"
 
 def metadata(config: Config) -> dict[str, Any]:
     return glm_metadata(config, _ARCH, bias=True) | nextn_metadata(config, _ARCH)
+
+
+def config(metadata: Metadata) -> dict[str, Any]:
+    keys = Keys(metadata)
+    out = {"architectures": ["Glm4ForCausalLM"], "model_type": "glm4"} | glm_config(metadata, _ARCH)
+    out["num_hidden_layers"] = n_main_layers(keys)
+    if n_nextn := keys.get("nextn_predict_layers"):
+        out["num_nextn_predict_layers"] = n_nextn
+    return out
 
 
 def rules(metadata: Metadata) -> list[TensorRule]:
@@ -44,6 +53,7 @@ MAP = ArchMap(
     model_types=("glm4",),
     architectures=("Glm4ForCausalLM",),
     metadata=metadata,
+    config=config,
     rules=rules,
     example=example,
 )

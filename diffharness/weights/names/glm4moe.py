@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from diffharness.weights.names._config import need_int
-from diffharness.weights.names._glm import glm_attention, glm_metadata
+from diffharness.weights.names._glm import glm_attention, glm_config, glm_metadata
 from diffharness.weights.names._keys import Keys, decoder_example, embedding_rules, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._shared_experts import (
     GATING,
+    experts_config,
     experts_metadata,
     feed_forward_rules,
     n_main_layers,
@@ -38,6 +39,12 @@ def metadata(config: Config) -> dict[str, Any]:
         }
         | nextn_metadata(config, _ARCH)
     )
+
+
+def config(metadata: Metadata) -> dict[str, Any]:
+    named = {"architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe"}
+    out = named | glm_config(metadata, _ARCH) | experts_config(Keys(metadata))
+    return out | {"use_qk_norm": bool(metadata.get(_HEAD_NORMS, False))}
 
 
 def rules(metadata: Metadata) -> list[TensorRule]:
@@ -91,6 +98,7 @@ MAP = ArchMap(
     model_types=("glm4_moe",),
     architectures=("Glm4MoeForCausalLM",),
     metadata=metadata,
+    config=config,
     rules=rules,
     example=example,
 )

@@ -48,7 +48,9 @@ def metadata(config: Config) -> dict[str, Any]:
         raise CheckpointError("config.json: expected biases on every projection, found `attention_bias` false")
     for key, value in _CLAMP.items():
         if config.get(key, value) != value:
-            raise CheckpointError(f"config.json: expected `{key}` {value}, found {config[key]!r}: GGUF has no key for it")
+            raise CheckpointError(
+                f"config.json: expected `{key}` {value}, found {config[key]!r}: GGUF has no key for it"
+            )
     rope = rope_parameters(config, default_theta=_THETA)
     if not (config.get("rope_parameters") or config.get("rope_scaling")):
         rope |= _ROPE

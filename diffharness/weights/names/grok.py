@@ -116,9 +116,7 @@ def _feed_forward_rules(keys: Keys, il: int) -> list[TensorRule]:
     dense = bool(keys.metadata.get(_DENSE, False))
     for part, n_out, n_in in (("gate", n_ff, n_embd), ("up", n_ff, n_embd), ("down", n_embd, n_ff)):
         names = (f"{two}mlp.{part}_proj.weight",)
-        out.append(
-            TensorRule(f"{blk}ffn_{part}.weight", (n_out, n_in), names, required=dense, synthetic=dense)
-        )
+        out.append(TensorRule(f"{blk}ffn_{part}.weight", (n_out, n_in), names, required=dense, synthetic=dense))
     return out
 
 

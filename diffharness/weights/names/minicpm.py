@@ -1,6 +1,6 @@
 """`minicpm` and `minicpm3`.
 
-MiniCPM 1 to 4 have Llama's names, with Q and K rows permuted to interleaved rotary pairs; the experts of MiniCPM-MoE are
+MiniCPM 1 to 4 have Llama's names, with Q and K rows permuted to interleaved rotary pairs; MiniCPM-MoE's experts are
 `mlp.experts.N.w1` and so on. MiniCPM 3 has rows as Hugging Face has them; its scales have keys here only where they
 are not those of the published model, which the engine has built in.
 """

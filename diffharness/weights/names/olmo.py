@@ -99,7 +99,7 @@ def _wide_norms(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
 def olmo2_example(sizes: Sizes) -> dict[str, Any]:
     yarn = {"rope_type": "yarn", "rope_theta": 5e3, "factor": 4.0, "original_max_position_embeddings": 40}
     kinds = {GLOBAL: yarn, SLIDING: {"rope_type": "default", "rope_theta": 5e3}}
-    sliding = {"sliding_window": sizes.window, "rope_theta": None, "rope_parameters": kinds}
+    sliding: dict[str, Any] = {"sliding_window": sizes.window, "rope_theta": None, "rope_parameters": kinds}
     return decoder_example(sizes, "olmo3", "Olmo3ForCausalLM", head_dim=None, **sliding)
 
 

@@ -84,7 +84,11 @@ def qwen2_rules(metadata: Metadata) -> list[TensorRule]:
 
 
 def qwen3_rules(metadata: Metadata) -> list[TensorRule]:
+    n_embd = Keys(metadata).n_embd
+    n_label = len(Keys(metadata).get("classifier.output_labels") or ()) or 1
     out = embedding_rules(metadata)
+    # What rerankers read the last state with, which is not part of the forward to logits.
+    out.append(TensorRule("cls.output.weight", (n_label, n_embd) if n_label > 1 else (n_embd,), required=False))
     for il in range(Keys(metadata).n_layer):
         out += [*attention_rules(metadata, il), *mlp_rules(metadata, il)]
     return moved(out, "model.language_model.", "language_model.model.", "model.")
@@ -134,7 +138,7 @@ def qwen2_example(sizes: Sizes) -> dict[str, Any]:
     """Flat, as published. The epsilon is a usual one: the engine does not read it."""
     size = sizes.n_embd // sizes.n_head
     rope = {"type": "mrope", "mrope_section": _sections(size // 2)}
-    more = {"rope_scaling": rope, "rms_norm_eps": 1e-6, "vision_config": _vision(sizes, embed_dim=32)}
+    more: dict[str, Any] = {"rope_scaling": rope, "rms_norm_eps": 1e-6, "vision_config": _vision(sizes, embed_dim=32)}
     return decoder_example(sizes, "qwen2_vl", "Qwen2VLForConditionalGeneration", head_dim=None, **more)
 
 
@@ -156,7 +160,7 @@ def moe_example(sizes: Sizes) -> dict[str, Any]:
 
 def _nested(sizes: Sizes, model_type: str, architecture: str, **more: Any) -> dict[str, Any]:
     sections = _sections(sizes.head_dim // 2)
-    rope = {"rope_type": "default", "mrope_section": sections, "mrope_interleaved": True}
+    rope: dict[str, Any] = {"rope_type": "default", "mrope_section": sections, "mrope_interleaved": True}
     text = decoder_example(sizes, model_type + "_text", architecture, rope_scaling=rope, **more)
     del text["architectures"]
     vision = {"deepstack_visual_indexes": [0, 1], "out_hidden_size": sizes.n_embd, "num_position_embeddings": 16}

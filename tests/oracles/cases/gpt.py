@@ -6,7 +6,6 @@ from diffharness.weights.names._longrope import longrope_example
 from diffharness.weights.names._map import Sizes
 from tests.oracles.cases import Case
 
-ERF = "the model's GELU has erf; llama.cpp's graph has the tanh form for every model of this architecture"
 WINDOW = "llama.cpp's graph has no sliding window for this architecture"
 PHIMOE = "llama.cpp has RMSNorm where the model has LayerNorm, and weighs experts as Mixtral does"
 
@@ -27,11 +26,10 @@ CASES = {
     "bloom-six-heads": Case("bloom", sizes=SIX_HEADS),
     "gpt2-untied": Case("gpt2", {"tie_word_embeddings": False}),
     "gptneox-sequential": Case("gptneox", {"use_parallel_residual": False}),
-    "gptneox-erf": Case("gptneox", {"hidden_act": "gelu"}, engine_differs=ERF),
+    "gptneox-erf": Case("gptneox", {"hidden_act": "gelu"}),
     "falcon-multi-query": Case("falcon", {"new_decoder_architecture": False, "num_kv_heads": None}),
     "falcon-one-norm": Case("falcon", {"num_ln_in_parallel_attn": 1}),
-    "falcon-erf": Case("falcon", {"activation": "gelu"}, engine_differs=ERF),
-    "mpt": Case("mpt", engine_differs=ERF),
+    "falcon-erf": Case("falcon", {"activation": "gelu"}),
     # transformers has no other form of GELU for MPT.
     "mpt-tanh": Case("mpt", TANH, transformers=1e-4),
     "mpt-six-heads": Case("mpt", TANH, sizes=SIX_HEADS, transformers=1e-4),

@@ -16,6 +16,7 @@ _PARTS_EPS = (
 )
 _NORM_FIRST = "the mixer's output is gated and then normalised; the checkpoint asks for the norm first"
 _NO_OUTPUT_BIAS = "the bias of attention's output projection is loaded and never added"
+_ALWAYS_NORMALISED = "experts' weights are made to sum to one whatever `norm_topk_prob` says"
 
 CASES = {
     "mamba-tied": Case("mamba", {"tie_word_embeddings": True, "time_step_rank": "auto"}),
@@ -48,4 +49,12 @@ CASES = {
     "granitehybrid-dense": Case("granitehybrid", {"num_local_experts": 0, "intermediate_size": 96}),
     "granitehybrid-rope": Case("granitehybrid", {"position_embedding_type": "rope", "attention_bias": True}),
     "granitehybrid-wide": Case("granitehybrid", sizes=WIDE),
+    "lfm2-tied": Case("lfm2", {"block_auto_adjust_ff_dim": False, "tie_word_embeddings": True, "conv_L_cache": 5}),
+    "lfm2-wide": Case("lfm2", sizes=WIDE),
+    "lfm2moe-wide": Case("lfm2moe", sizes=WIDE),
+    "jamba-dense": Case("jamba", {"num_experts": 1, "num_experts_per_tok": 1, "mamba_dt_rank": "auto"}),
+    "jamba-wide": Case("jamba", sizes=WIDE),
+    "lfm2moe-unnormalised": Case("lfm2moe", {"norm_topk_prob": False}, engine_differs=_ALWAYS_NORMALISED),
+    "kimi-linear-eps": Case("kimi-linear", {"rms_norm_eps": 1e-3}, engine_differs=_L2_EPS),
+    "kimi-linear-wide": Case("kimi-linear", sizes=WIDE),
 }

@@ -16,7 +16,6 @@ CASES: list[tuple[str, str, Any, type[DiffharnessError], str]] = [
     ("baichuan", "baichuan.block_count", 30, UnsupportedError, "32 .7B, rope. or 40"),
     ("deci", "deci.attention.head_count", [0, 4, 4, 4], UnsupportedError, "first layer"),
     ("deci", "deci.attention.head_count_kv", [3, 0, 1, 0], ArtifactFileError, "divisor of 4"),
-    ("deci", "deci.feed_forward_length", [256], ArtifactFileError, "one value per layer"),
     ("exaone4", "exaone4.rope.freq_base_swa", 77.0, UnsupportedError, "freq_base_swa"),
     ("exaone4", "exaone4.attention.sliding_window_pattern", [True], ArtifactFileError, "one value per layer"),
     ("mistral3", "mistral3.expert_shared_feed_forward_length", 8, UnsupportedError, "shared"),
@@ -33,7 +32,6 @@ def test_what_is_refused(arch: str, key: str, value: Any, error: type[Diffharnes
 
 
 def test_deci_names_layers_by_what_they_have() -> None:
-    made = {**SynthSource("deci").metadata, "deci.feed_forward_length": [256, 0, 512, 256]}
-    model = build(made)
+    model = build(SynthSource("deci").metadata)
     assert isinstance(model, Deci)
-    assert [model.layer_kind(il) for il in range(4)] == ["global", "empty", "global", "linear"]
+    assert [model.layer_kind(il) for il in range(4)] == ["global", "no attention", "global", "linear"]
