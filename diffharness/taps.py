@@ -24,6 +24,9 @@ LAYER_TAPS = (
     "attn_k_rope",
     "attn_v",
     "attn_v_norm",
+    "attn_q_conv",  # after a short convolution of queries alone, before its activation
+    "attn_k_conv",
+    "attn_v_conv",
     "attn_gate",  # what gates heads or a recurrent layer's output
     "attn_ctx",  # heads joined, before the output projection
     "attn_sub_norm",

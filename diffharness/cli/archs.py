@@ -6,9 +6,12 @@ import json
 import re
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffharness.cli._common import JsonOption, VerboseOption, emit, printing, result_console
+
+if TYPE_CHECKING:
+    from diffharness.weights.names import ArchMap
 
 
 def archs(json_file: JsonOption = None, verbose: VerboseOption = 0) -> None:
@@ -45,10 +48,17 @@ def supported() -> list[dict[str, Any]]:
             "what": _first_line(BUILD[arch]),
             "model_types": list(MAPS[arch].model_types),
             "classes": list(MAPS[arch].architectures),
-            "witnesses": ["transformers", "llama.cpp"] if MAPS[arch].transformers else ["llama.cpp"],
+            "witnesses": [*_transformers(MAPS[arch]), "llama.cpp"],
         }
         for arch in sorted(MAPS.keys() & BUILD.keys())
     ]
+
+
+def _transformers(arch_map: ArchMap) -> list[str]:
+    """transformers as a witness, and in what way if not by the model as it has it."""
+    if arch_map.transformers:
+        return ["transformers"]
+    return [f"transformers ({arch_map.otherwise})"] if arch_map.otherwise else []
 
 
 def _first_line(build: Callable[..., Any]) -> str:
@@ -57,4 +67,4 @@ def _first_line(build: Callable[..., Any]) -> str:
     if not lines:
         return ""
     # "`llama`: Llama 1 to 3, ...", "`qwen2` (Qwen 2, 2.5): ...": the name stands in a column of its own
-    return re.sub(r"^`[\w-]+`(?: \((.*?)\))?: ", lambda m: f"{m[1]}: " if m[1] else "", lines[0]).rstrip(".")
+    return re.sub(r"^(?:`[\w-]+`(?:, )?)+(?: \((.*?)\))?: ", lambda m: f"{m[1]}: " if m[1] else "", lines[0]).rstrip(".")

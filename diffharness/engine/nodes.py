@@ -65,6 +65,9 @@ BY_WEIGHT: Mapping[Key, Taps] = {
     ("MUL", "ssm_a"): ("ssm_decay",),
     **_norm("ssm_norm", "ssm_norm"),
     **_projection("ssm_out", "ssm_out"),
+    **_projection("ssm_in", "shortconv.in_proj"),
+    ("SSM_CONV", "shortconv.conv.weight"): ("ssm_conv",),
+    **_projection("ssm_out", "shortconv.out_proj"),
     **_norm("attn_post_norm", "post_attention_norm"),
     **_norm("ffn_norm", "ffn_norm"),
     ("MUL_MAT", "ffn_gate_inp.weight"): ("moe_logits",),  # its .scale belongs to the router's input
@@ -138,12 +141,51 @@ _QWEN2MOE: Mapping[Key, Taps] = {
 
 _SHARED_EXPERT: Mapping[Key, Taps] = {**_COMMON, ("ADD", "ffn_out"): ("ffn_out",)}
 
+# GLM names the shared experts' output in its own way.
+_DEEPSEEK: Mapping[Key, Taps] = {**_SHARED_EXPERT, (ANY, "ffn_shexp_out"): ("ffn_shexp",)}
+
+# Latent attention: queries and keys as they meet, the turned part last.
+_LATENT: Mapping[Key, Taps] = {
+    **_DEEPSEEK,
+    ("CONCAT", "Qcur"): ("attn_q_rope",),
+    ("CONCAT", "Kcur"): ("attn_k_rope",),
+    ("CONT", "Vcur_cont"): ("attn_v",),
+}
+
 _HUNYUAN_MOE: Mapping[Key, Taps] = {**_SHARED_EXPERT, (ANY, "ffn_mlp"): ("ffn_shexp",)}
+
+# Streams side by side: what enters the first layer has a node of its own, beside the embedding of one stream.
+_GEMMA3N: Mapping[Key, Taps] = {
+    **_SHARED,
+    ("CONCAT", "inp_stacked"): ("token_embd",),
+    ("ROPE", "Qcur_pos"): ("attn_q_rope",),
+    ("ROPE", "Kcur_pos"): ("attn_k_rope",),
+    ("RMS_NORM", "Vcur_normed"): ("attn_v_norm",),
+    ("SCALE", "attn_laurel"): ("ffn_in",),
+}
 
 # Where `post_attention_norm` is the feed-forward's own norm and reads the residual stream.
 _POST_IS_FFN_NORM: Mapping[Key, Taps] = {**BY_WEIGHT, **_norm("ffn_norm", "post_attention_norm")}
 
+_KIMI_LINEAR_WEIGHTS: Mapping[Key, Taps] = {
+    **BY_WEIGHT,
+    ("SSM_CONV", "ssm_conv1d_q.weight (reshaped)"): ("attn_q_conv",),
+    ("SSM_CONV", "ssm_conv1d_k.weight (reshaped)"): ("attn_k_conv",),
+    ("SSM_CONV", "ssm_conv1d_v.weight (reshaped)"): ("attn_v_conv",),
+    ("MUL_MAT", "ssm_g_b.weight"): ("attn_gate",),
+    ("UNARY", "kda_beta"): ("ssm_beta",),
+    ("MUL", "kda_normed"): ("ssm_norm",),
+}
+_LFM2_WEIGHTS: Mapping[Key, Taps] = {  # nodes without a name, known by the node that they read
+    **BY_WEIGHT,
+    **_norm("output_norm", "token_embd_norm"),
+    ("ROPE", "model.layers.{}.self_attn.q_layernorm"): ("attn_q_rope",),
+    ("ROPE", "model.layers.{}.self_attn.k_layernorm"): ("attn_k_rope",),
+    ("ADD", "model.layers.{}.self_attn.out_proj"): ("ffn_in",),
+}
+
 BY_WEIGHT_OF: Mapping[str, Mapping[Key, Taps]] = {
+    "gemma3n": {key: taps for key, taps in BY_WEIGHT.items() if taps != ("token_embd",)},
     "grok": {
         **{key: taps for key, taps in BY_WEIGHT.items() if taps != ("ffn_out",)},  # what the experts are added to
         **_norm("attn_post_norm", "attn_output_norm"),
@@ -153,21 +195,15 @@ BY_WEIGHT_OF: Mapping[str, Mapping[Key, Taps]] = {
     "glm4moe": _POST_IS_FFN_NORM,
     "gpt-oss": _POST_IS_FFN_NORM,
     "seed_oss": _POST_IS_FFN_NORM,
+    "qwen3next": _POST_IS_FFN_NORM,
+    "qwen35": _POST_IS_FFN_NORM,
+    "qwen35moe": _POST_IS_FFN_NORM,
+    "jamba": {**BY_WEIGHT, ("ADD", "ffn_inp"): ("ffn_in",)},  # the sum has no name, what is added to it has this one
+    "kimi-linear": _KIMI_LINEAR_WEIGHTS,
+    "lfm2": _LFM2_WEIGHTS,
+    "lfm2moe": _LFM2_WEIGHTS,
 }
 
-# DeepSeek's experts: a dense layer's `ffn_out` is its last projection, another's the sum with the shared experts.
-_DEEPSEEK: Mapping[Key, Taps] = {
-    **_COMMON,
-    ("ADD", "ffn_out"): ("ffn_out",),
-    (ANY, "ffn_shexp_out"): ("ffn_shexp",),
-}
-# Latent attention: queries and keys as they meet, the turned part last.
-_LATENT: Mapping[Key, Taps] = {
-    **_DEEPSEEK,
-    ("CONCAT", "Qcur"): ("attn_q_rope",),
-    ("CONCAT", "Kcur"): ("attn_k_rope",),
-    ("CONT", "Vcur_cont"): ("attn_v",),
-}
 
 _GPT2: Mapping[Key, Taps] = {**_COMMON, ("ADD", "inpL"): ("token_embd",)}  # with the positions' vectors
 _MAMBA: Mapping[Key, Taps] = {**_COMMON, ("ADD", "mamba2_y_add_d"): ("ssm_scan",)}
@@ -183,6 +219,12 @@ _NEMOTRON_H: Mapping[Key, Taps] = {
     ("ADD", "l_out"): ("ffn_out",),  # what a feed-forward gives, before it is added
     ("ADD", "nemotron_h_block_out"): ("layer_out",),
 }
+_KIMI_LINEAR: Mapping[Key, Taps] = {
+    **_COMMON,
+    ("MUL", "kda_g1"): ("ssm_decay",),
+    ("CONT", "attn_output"): ("ssm_scan",),
+    ("ADD", "ffn_out"): ("ffn_out",),
+}
 _DELTA: Mapping[Key, Taps] = {  # delta rules and gated attention of Qwen 3 Next and 3.5
     **_SHARED,
     **_ROPE,
@@ -192,7 +234,6 @@ _DELTA: Mapping[Key, Taps] = {  # delta rules and gated attention of Qwen 3 Next
     ("VIEW", "attn_output"): ("ssm_scan",),
     (ANY, "final_output"): ("ssm_norm",),
     ("ADD", "attn_residual"): ("ffn_in",),
-    ("MUL", "attn_post_norm"): ("ffn_norm",),
     (ANY, "ffn_moe_out"): ("moe_experts",),
     (ANY, "ffn_shexp_gated"): ("ffn_shexp",),
     ("ADD", "ffn_out"): ("ffn_out",),
@@ -220,6 +261,9 @@ _OLMO: Mapping[Key, Taps] = {  # norms without weights
 
 _MPT: Mapping[Key, Taps] = {**_GPT2, ("DIV", "ffn_act"): ("ffn_act",)}  # AWQ's scales
 
+# Taps whose nodes have the axes width, tokens, streams; of others the tokens are the last.
+STREAMS: Mapping[str, frozenset[str]] = {"gemma3n": frozenset({"token_embd", "layer_out"})}
+
 BY_NAME: Mapping[str, Mapping[Key, Taps]] = {
     "gemma": _GEMMA,
     "minicpm": _GRANITE,
@@ -236,8 +280,10 @@ BY_NAME: Mapping[str, Mapping[Key, Taps]] = {
     "deepseek2": _LATENT,
     "dots1": _DEEPSEEK,
     "glm4moe": _DEEPSEEK,
+    "exaone-moe": _DEEPSEEK,
     "gpt-oss": _LLAMA,
     "granite": _GRANITE,
+    "granite_swa": _GRANITE,
     "granitemoe": _GRANITE,
     "ernie4_5-moe": _SHARED_EXPERT,
     "hunyuan-moe": _HUNYUAN_MOE,
@@ -256,9 +302,14 @@ BY_NAME: Mapping[str, Mapping[Key, Taps]] = {
     "qwen3moe": _LLAMA,
     "gemma2": _GEMMA,
     "gemma3": _GEMMA,
+    "gemma3n": _GEMMA3N,
     "gemma4": _GEMMA4,
     "mamba2": _MAMBA,
     "falcon-h1": _FALCON_H1,
+    "jamba": _LLAMA,
+    "kimi-linear": _KIMI_LINEAR,
+    "lfm2": _LLAMA,
+    "lfm2moe": _LLAMA,
     "granitehybrid": {**_GRANITE, **_MAMBA, (ANY, "ffn_moe_out"): ("moe_experts",)},
     "nemotron_h": _NEMOTRON_H,
     "nemotron_h_moe": _NEMOTRON_H,
@@ -277,12 +328,13 @@ class NodeTable:
 
     by_name: Mapping[Key, Taps]
     by_weight: Mapping[Key, Taps] = field(default_factory=lambda: BY_WEIGHT)
+    streams: frozenset[str] = frozenset()  # taps without `blk.N.`
 
     def match(self, name: str, op: str, sources: Sequence[str]) -> list[str]:
         """Full names of the taps whose value this node holds; usually none or one."""
         found = []
         for source in sources:
-            found += _look_up(self.by_weight, op, source, _WEIGHT.fullmatch(source))
+            found += _look_up(self.by_weight, op, source, _WEIGHT.fullmatch(source) or _NODE.fullmatch(source))
         found += _look_up(self.by_name, op, name, _NODE.fullmatch(name))
         return list(dict.fromkeys(found))
 
@@ -295,7 +347,7 @@ def _look_up(table: Mapping[Key, Taps], op: str, text: str, inside: re.Match[str
 
 def table_for(arch: str) -> NodeTable:
     """The table of an architecture: its own, or the common one."""
-    return NodeTable(BY_NAME.get(arch, _COMMON), BY_WEIGHT_OF.get(arch, BY_WEIGHT))
+    return NodeTable(BY_NAME.get(arch, _COMMON), BY_WEIGHT_OF.get(arch, BY_WEIGHT), STREAMS.get(arch, frozenset()))
 
 
 def is_wanted(tap: str, patterns: Sequence[str] | None) -> bool:

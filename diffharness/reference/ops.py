@@ -256,7 +256,7 @@ def attention(
     n_kv = k.shape[2]
     group = n_head // n_kv
     qh = (q * scale).transpose(1, 2).reshape(n_batch, n_kv, group, n_tokens, head_dim)
-    kh, vh = k.transpose(1, 2), v.transpose(1, 2)  # [B, Hkv, T, D]
+    kh, vh = (x.transpose(1, 2).contiguous() for x in (k, v))  # [B, Hkv, T, D]
     by_head = (1, n_kv, group, 1, 1)
     blocks = []
     for start in range(0, n_tokens, _QUERY_BLOCK):
@@ -270,16 +270,14 @@ def attention(
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         scores = scores.view(n_batch, n_kv, group, stop - start, stop - first)
-        distance = (
-            torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, stop, device=q.device)[None, :]
-        )
-        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-        if chunk is not None:
-            begins = torch.arange(start, stop, device=q.device) // chunk * chunk
-            hidden = hidden | (torch.arange(first, stop, device=q.device)[None, :] < begins[:, None])
+        positions = torch.arange(first, stop, device=q.device)
         if slopes is not None:
-            scores = scores - slopes.view(by_head) * distance
-        scores = scores.masked_fill(hidden, -math.inf)
+            scores = scores - slopes.view(by_head) * (positions[start - first :, None] - positions)
+        hidden = _hidden(positions[start - first :, None], positions, window, chunk)
+        if window is None and chunk is None:  # of the keys before the block's own all are in sight
+            scores[..., start - first :].masked_fill_(hidden[:, start - first :], -math.inf)
+        else:
+            scores.masked_fill_(hidden, -math.inf)
         if sinks is not None:
             sink = sinks.view(by_head).expand(n_batch, -1, -1, stop - start, 1)
             weights = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
@@ -293,6 +291,16 @@ def attention(
         blocks.append(values.view(n_batch, n_kv, group, stop - start, -1))
     out = torch.cat(blocks, dim=-2)  # [B, Hkv, G, T, Dv]
     return out.permute(0, 3, 1, 2, 4).reshape(n_batch, n_tokens, -1)
+
+
+def _hidden(queries: Tensor, keys: Tensor, window: int | None, chunk: int | None) -> Tensor:
+    """Which of the keys at these positions [keys] each query [queries, 1] does not see; [queries, keys]."""
+    hidden = keys > queries
+    if window is not None:
+        hidden = hidden | (keys <= queries - window)
+    if chunk is not None:
+        hidden = hidden | (keys < queries // chunk * chunk)
+    return hidden
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

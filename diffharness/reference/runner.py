@@ -84,8 +84,12 @@ class Reference:
 
     @property
     def unread(self) -> list[str]:
-        """Tensors of the source that no run of this reference has asked for, in the source's order."""
-        return [name for name in self.source.tensors if name not in self.weights.asked]
+        """Tensors of the source that no run of this reference has asked for, in the source's order.
+
+        Without those that the model is known to leave alone.
+        """
+        names = [name for name in self.source.tensors if name not in self.weights.asked]
+        return [name for name in names if not self.model.leaves_alone(name)]
 
     @torch.inference_mode()
     def run(

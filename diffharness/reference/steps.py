@@ -37,6 +37,10 @@ class Steps(ABC):
         """Whether the activation is GELU with erf."""
         return self.activation == "gelu_erf"
 
+    def leaves_alone(self, tensor: str) -> bool:
+        """Whether a file may have `tensor` although the model has no use for it."""
+        return False
+
     @abstractmethod
     def layer_kind(self, il: int) -> str:
         """`global`, `sliding`: what to call this layer in per-layer summaries."""

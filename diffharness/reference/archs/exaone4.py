@@ -19,6 +19,16 @@ from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import Tap, Weights
 
 
+class _MainLayers(HyperParameters):
+    """`block_count` is that of the forward, without layers that predict further tokens."""
+
+    def count(self, name: str) -> int:
+        n = super().count(name) - (self.integer("nextn_predict_layers", 0) if name == "block_count" else 0)
+        if n <= 0:
+            self.refuse(name, n, "a layer beside those that predict further tokens")
+        return n
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hybrid(HeadNorms, Decoder):
     """A `Decoder` with head norms, in which layers slide and turn, or are global and do not."""
@@ -29,19 +39,18 @@ class Hybrid(HeadNorms, Decoder):
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
-        window, n_block = hp.integer("attention.sliding_window", 0), hp.count("block_count")
+        hp = _MainLayers(hp.metadata)
+        window, n_layer = hp.integer("attention.sliding_window", 0), hp.count("block_count")
         period = hp.metadata.get(hp.key("attention.sliding_window_pattern"), cls.slides_by_default)
         if isinstance(period, int) and not isinstance(period, bool):
-            slides = tuple(period == 0 or il % period < period - 1 for il in range(n_block))
+            slides = tuple(period == 0 or il % period < period - 1 for il in range(n_layer))
         else:
-            slides = hp.booleans("attention.sliding_window_pattern", n_block)
+            slides = hp.booleans("attention.sliding_window_pattern", n_layer)
         base = hp.number("rope.freq_base", 10000.0)
         if (sliding_base := hp.number("rope.freq_base_swa", base)) != base:
             hp.refuse("rope.freq_base_swa", sliding_base, f"the base of all layers, {base}")
-        n_layer = n_block - hp.integer("nextn_predict_layers", 0)
         return super().read(hp) | {
-            "n_layer": n_layer,
-            "window": tuple(window if window > 0 and slide else None for slide in slides[:n_layer]),
+            "window": tuple(window if window > 0 and slide else None for slide in slides),
             "hybrid": window > 0,
         }
 

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from diffharness import taps
 from diffharness.errors import ArtifactFileError
 from diffharness.reference import ops
 from diffharness.reference.decoder import Decoder, HeadNorms, PostNorms
@@ -97,6 +98,12 @@ class Gemma3n(HeadNorms, PostNorms, Decoder):
         return tuple(float(value) if math.isfinite(value) else None for value in values[:n_layer])
 
     # -- numbers ---------------------------------------------------------------------------------------
+
+    def leaves_alone(self, tensor: str) -> bool:
+        """Keys and values of layers that borrow theirs, which the engine's loader wants to be there."""
+        layer, stem = taps.split(tensor)
+        own = self.n_layer - self.n_shared_kv
+        return layer is not None and own <= layer < self.n_layer and stem.startswith(("attn_k", "attn_v"))
 
     def rotary(self, il: int) -> ops.Rotary:
         base, scaling = self.rope_base, self.rope_scaling

@@ -1,4 +1,4 @@
-"""`granite_swa`: Granite Swash, dense or with experts. Granite with sliding windows, sinks, and layers without position.
+"""`granite_swa`: Granite Swash, dense or with experts. Granite with windows, sinks, and layers without position.
 
 Each head has a sink: a score that takes its share of attention and has no value. `attention.rope_pattern` says which
 layers turn their queries and keys. Gate and up of the experts come as one tensor, and those of the shared MLP as well.

@@ -3,8 +3,9 @@
 A delta-rule layer (KDA) convolves queries, keys and values along tokens, normalises queries and keys to length one, and
 reads a memory whose every key component fades by exp(a · softplus(f + dt)); what is read is RMS-normalised and
 multiplied by the sigmoid of a gate. Latent attention makes keys and values of a compressed vector, and one part of the
-keys is shared by all heads; nothing turns. Experts are chosen by the sigmoid plus a bias. The norm of length one has an
-epsilon of its own, 1e-6 whatever the other norms have: the engine takes theirs, which in the released model is 1e-5.
+keys is shared by all heads; nothing turns. Experts are chosen by the sigmoid plus a bias. The norm of length one and that
+of the compressed vector have an epsilon of their own, 1e-6 whatever the other norms have: the engine takes theirs, which
+in the released model is 1e-5.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from diffharness.reference import ops, recurrent
 from diffharness.reference.decoder import read_routing
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.hybrid import Hybrid
-from diffharness.reference.model import State, Tap, Weights
+from diffharness.reference.model import Tap, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class KimiLinear(Hybrid):
     value_size: int
     delta_size: int  # of a head of a delta-rule layer
 
-    l2_eps: ClassVar[float] = 1e-6
+    fixed_eps: ClassVar[float] = 1e-6  # of the norms of length one and of the compressed keys and values
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class KimiLinear(Hybrid):
         q = ops.split_heads(self.project(w, blk + "attn_q", h, "attn_q", tap), n_head)
         both = self.project(w, blk + "attn_kv_a_mqa", h, "attn_kv_a", tap)
         latent, shared = both.split([self.rank, self.n_shared], dim=-1)
-        latent = self.norm(w, blk + "attn_kv_a_norm.weight", latent)
+        latent = ops.rms_norm(latent, w.get(blk + "attn_kv_a_norm.weight"), self.fixed_eps)
         tap("attn_kv_a_norm", latent)
         k = torch.einsum("btr,hrk->bthk", latent, w.get(blk + "attn_k_b.weight").reshape(n_head, self.rank, -1))
         v = torch.einsum("btr,hvr->bthv", latent, w.get(blk + "attn_v_b.weight").reshape(n_head, -1, self.rank))
@@ -82,7 +83,7 @@ class KimiLinear(Hybrid):
         beta = ops.linear(h, w.get(blk + "ssm_beta.weight").reshape(n_head, -1))
         beta = self.scaled(w, blk + "ssm_beta.scale", beta).sigmoid()
         tap("ssm_beta", beta)
-        q, k = (recurrent.l2_norm(ops.split_heads(x, n_head), self.l2_eps) for x in (q, k))
+        q, k = (recurrent.l2_norm(ops.split_heads(x, n_head), self.fixed_eps) for x in (q, k))
         v = ops.split_heads(v, n_head)
         read = recurrent.gated_delta_rule(q * self.delta_size**-0.5, k, v, log_decay, beta)
         tap("ssm_scan", ops.join_heads(read))

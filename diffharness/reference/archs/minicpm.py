@@ -1,8 +1,9 @@
 """`minicpm`: MiniCPM 1, 2 and 4. Llama with the scales of tensor programs (Hu et al., 2024).
 
 The embedding is multiplied, each branch is multiplied before it is added, logits are divided. Files of before those
-keys have the scales of the first models: 12, 1.4/√layers, and a division by width/256. LongRoPE or one list of
-divisors (`rope_freqs`) may stretch the context. Not supported: sparse attention (InfLLM v2) beyond its dense length.
+keys have the scales of the first models: 12, 1.4/√layers, and a division by width/256, which the engine multiplies by
+instead. LongRoPE or one list of divisors (`rope_freqs`) may stretch the context. Not supported: sparse attention
+(InfLLM v2) beyond its dense length.
 """
 
 from __future__ import annotations

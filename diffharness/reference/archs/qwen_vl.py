@@ -4,6 +4,9 @@ Multimodal rotary embedding gives each pair of components one of a token's posit
 the three are the same number, so that it is the plain rotary embedding whatever `rope.dimension_sections` says; a
 fourth section, of pairs that belong to none of them, no model has. Images are ignored, and with them
 `n_deepstack_layers`, which adds their features after the first layers.
+
+The engine differs in three ways, all seen in text: for `qwen2vl` it reads no epsilon and adds no `output.bias`, and for
+the others it leaves the pairs unturned that fall in none of the interleaved sections (61 and 62 of 64 in Qwen 3 VL).
 """
 
 from __future__ import annotations

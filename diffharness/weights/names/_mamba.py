@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._draw import around, by_width, normal
@@ -87,8 +88,15 @@ def head_rules(
     return [replace(rule, layout=scales[rule.name]) if scales and rule.name in scales else rule for rule in rules]
 
 
-def expect_unlimited(config: Config, key: str = "time_step_limit") -> None:
+def expect_unlimited(config: Config) -> None:
     """CheckpointError if a config limits time steps: neither GGUF nor the reference knows of it."""
-    low, high = config.get(key) or (0.0, float("inf"))
-    if float(low) > 0.0 or float(high) != float("inf"):
-        raise CheckpointError(f"config.json: `{key}`: expected time steps without limits, found {low} to {high}")
+    low, high = (_number(bound) for bound in config.get("time_step_limit") or (0.0, float("inf")))
+    if low > 0.0 or high != float("inf"):
+        raise CheckpointError(
+            f"config.json: `time_step_limit`: expected time steps without limits, found {low} to {high}"
+        )
+
+
+def _number(value: Any) -> float:
+    """A number of config.json, which transformers 5 saves as an object where JSON has none for it (infinity)."""
+    return float(value["__float__"] if isinstance(value, dict) else value)

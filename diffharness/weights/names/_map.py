@@ -259,7 +259,8 @@ class ArchMap:
     rules: Callable[[Metadata], list[TensorRule]]  # every tensor such a model has
     example: Callable[[Sizes], dict[str, Any]]  # config.json of a synthetic model in which every feature matters
     config: Callable[[Metadata], dict[str, Any]] | None = None  # a config.json of GGUF keys that transformers loads
-    transformers: bool = True  # transformers has the model: it is held against it, beside llama.cpp
+    transformers: bool = True  # transformers' AutoModelForCausalLM has the model: it is held against it
+    otherwise: str = ""  # how else transformers bears witness, where it has no such model for text alone
     ignored: tuple[str, ...] = field(default=())  # prefixes of Hugging Face tensors left alone (vision, audio)
     covers: Callable[[Config], bool] | None = (
         None  # where several maps have a model type: whether a config is this one's

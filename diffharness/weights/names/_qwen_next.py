@@ -1,4 +1,4 @@
-"""What the maps of Qwen 3 Next and 3.5 share: keys of delta-rule layers, gated attention, experts, further-token blocks."""
+"""What the maps of Qwen 3 Next and 3.5 share: delta-rule layers, gated attention, experts, further-token blocks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def next_metadata(config: Config, arch: str) -> dict[str, Any]:
             need_int(config, "linear_value_head_dim") * need_int(config, "linear_num_value_heads")
         ),
         f"{arch}.attention.recurrent_layers": [kind == RECURRENT for kind in kinds],
-        f"{arch}.full_attention_interval": config.get("full_attention_interval", _INTERVAL),
+        f"{arch}.full_attention_interval": _interval(kinds),
     }
     if n_expert := config.get("num_experts"):
         out |= {
@@ -79,12 +79,22 @@ def _layer_kinds(config: Config) -> list[str]:
     n_layer = need_int(config, "num_hidden_layers")
     interval = config.get("full_attention_interval", _INTERVAL)
     listed = config.get("layer_types")
-    kinds = list(listed) if listed else [RECURRENT if (il + 1) % interval else ATTENTION for il in range(n_layer)]
+    kinds = list(listed) if listed else [_kind(il, interval) for il in range(n_layer)]
     if len(kinds) != n_layer or not set(kinds) <= {RECURRENT, ATTENTION}:
         raise CheckpointError(
             f"config.json: `layer_types`: expected {n_layer} times {RECURRENT} or {ATTENTION}, found {kinds}"
         )
     return kinds
+
+
+def _interval(kinds: list[str]) -> int:
+    """Of how many layers the last attends; the usual number where layers follow no such rule, which they then say."""
+    by_rule = (n for n in range(1, len(kinds) + 1) if kinds == [_kind(il, n) for il in range(len(kinds))])
+    return next(by_rule, _INTERVAL)
+
+
+def _kind(il: int, interval: int) -> str:
+    return RECURRENT if (il + 1) % interval else ATTENTION
 
 
 def next_example(sizes: Sizes, model_type: str, architecture: str, **more: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Layouts of recurrent layers' tensors: heads in another order, parts of a projection gathered, decays kept as logarithms.
+"""Layouts of recurrent layers' tensors: heads in another order, parts of a projection gathered, decays as logarithms.
 
 A and its logarithm are told apart by the sign: GGUF keeps A = -exp(A_log), and the recurrence takes exp(dt · A).
 """
@@ -17,7 +17,7 @@ from diffharness.weights.source import Float32Array
 
 @dataclass(frozen=True)
 class Tiled:
-    """Heads from grouped order (all of group 0, all of group 1, ...) to tiled (the first of each group, the second ...).
+    """Heads from grouped order (all of group 0, all of group 1, ...) to tiled (the first of each group, then the second).
 
     Applies along `axis` from `first` on: there are `n_head` heads of `size` elements each, in `n_group` groups.
     """

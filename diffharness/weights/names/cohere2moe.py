@@ -8,6 +8,7 @@ layers elsewhere than at the front, and dense layers that see everything without
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from diffharness.errors import CheckpointError
@@ -16,6 +17,7 @@ from diffharness.weights.names._config import need_int
 from diffharness.weights.names._keys import Keys, embedding_rules, matrix, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._shared_experts import n_main_layers, nextn_metadata, nextn_rules
 from diffharness.weights.names.command_r import PERIOD, SLIDING, by_period, cohere_example, cohere_metadata
 from diffharness.weights.source import Metadata
 
@@ -52,7 +54,7 @@ def metadata(config: Config) -> dict[str, Any]:
     if n_shared:
         out[f"{_ARCH}.expert_shared_count"] = n_shared
         out[f"{_ARCH}.expert_shared_feed_forward_length"] = n_ff * n_shared
-    return out
+    return out | nextn_metadata(config, _ARCH)
 
 
 def _n_dense(config: Config) -> int:
@@ -88,33 +90,39 @@ def _check(config: Config, n_dense: int) -> None:
 
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
-    names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-    n_ff = keys.integer("expert_feed_forward_length", 0) or keys.integer("feed_forward_length")
-    n_ff_shared = keys.integer("expert_shared_feed_forward_length", 0)
-    n_ff_shared = n_ff_shared or n_ff * keys.integer("expert_shared_count", 0)
+    n_main = n_main_layers(keys)
     out = embedding_rules(metadata)
     for il in range(keys.n_layer):
-        blk, hf = f"blk.{il}.", f"model.layers.{il}."
-        out += [
-            vector(blk, "attn_norm", hf + "input_layernorm", keys.n_embd),
-            *attention_rules(metadata, il, bias=metadata.get(ATTENTION_BIAS)),
-        ]
-        if il < keys.integer("leading_dense_block_count", 0):
-            out += mlp_rules(metadata, il)
-            continue
-        mlp = hf + "mlp."
-        router, gate, up, down = expert_rules(
-            blk, mlp, names, fused=mlp, n_expert=keys.n_expert, n_ff=n_ff, n_embd=keys.n_embd
-        )
-        both = TensorRule(blk + "ffn_gate_up_exps.weight", (keys.n_expert, 2 * n_ff, keys.n_embd))
-        out += [router, *fused_or_not(metadata, [gate, up], [both]), down]
-        if keys.integer("expert_shared_count", 0):
-            for part, shape in (
-                ("gate", (n_ff_shared, keys.n_embd)),
-                ("up", (n_ff_shared, keys.n_embd)),
-                ("down", (keys.n_embd, n_ff_shared)),
-            ):
-                out += matrix(blk, f"ffn_{part}_shexp", f"{mlp}shared_experts.{names[part]}", *shape)
+        layer = _layer_rules(metadata, il)
+        if il >= n_main:  # predicts a further token: no part of the forward, and often left out
+            beyond = nextn_rules(keys, il, layer, f"model.layers.{il}.")
+            layer = [replace(rule, required=False, synthetic=False) for rule in beyond]
+        out += layer
+    return out
+
+
+def _layer_rules(metadata: Metadata, il: int) -> list[TensorRule]:
+    keys, blk, hf = Keys(metadata), f"blk.{il}.", f"model.layers.{il}."
+    out = [
+        vector(blk, "attn_norm", hf + "input_layernorm", keys.n_embd),
+        *attention_rules(metadata, il, bias=metadata.get(ATTENTION_BIAS)),
+    ]
+    if il < keys.integer("leading_dense_block_count", 0):
+        return out + mlp_rules(metadata, il)
+    names, mlp = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}, hf + "mlp."
+    n_ff = keys.integer("expert_feed_forward_length", 0) or keys.integer("feed_forward_length")
+    router, gate, up, down = expert_rules(
+        blk, mlp, names, fused=mlp, n_expert=keys.n_expert, n_ff=n_ff, n_embd=keys.n_embd
+    )
+    both = TensorRule(blk + "ffn_gate_up_exps.weight", (keys.n_expert, 2 * n_ff, keys.n_embd))
+    out += [router, *fused_or_not(metadata, [gate, up], [both]), down]
+    n_shared = keys.integer("expert_shared_count", 0)
+    if not n_shared:
+        return out
+    width = keys.integer("expert_shared_feed_forward_length", 0) or n_ff * n_shared
+    shapes = {"gate": (width, keys.n_embd), "up": (width, keys.n_embd), "down": (keys.n_embd, width)}
+    for part, shape in shapes.items():
+        out += matrix(blk, f"ffn_{part}_shexp", f"{mlp}shared_experts.{names[part]}", *shape)
     return out
 
 

@@ -94,4 +94,5 @@ MAP = ArchMap(
     rules=rules,
     example=example,
     transformers=False,
+    otherwise="put together of its parts",
 )

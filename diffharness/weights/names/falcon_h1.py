@@ -11,8 +11,8 @@ from diffharness.errors import CheckpointError
 from diffharness.weights.names._blocks import ATTENTION_BIAS
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_example, decoder_metadata, matrix, vector
-from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._mamba import NORM_FIRST, expect_unlimited, head_rules
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._reorder import Scaled
 from diffharness.weights.source import Metadata
 
@@ -76,9 +76,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     attended = by("attention_in_multiplier")
     keyed = by("key_multiplier", "attention_in_multiplier")
     out = [
-        TensorRule(
-            "token_embd.weight", (n_vocab, n_embd), ("model.embed_tokens.weight",), by("embedding_multiplier")
-        ),
+        TensorRule("token_embd.weight", (n_vocab, n_embd), ("model.embed_tokens.weight",), by("embedding_multiplier")),
         TensorRule("output_norm.weight", (n_embd,), ("model.final_layernorm.weight",)),
         TensorRule("rope_freqs.weight", (keys.integer("rope.dimension_count", size) // 2,), required=False),
     ]
@@ -97,7 +95,15 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             TensorRule(blk + "attn_q.bias", (q,), (attn + "q_proj.bias",), required=biased),
             TensorRule(blk + "attn_k.bias", (kv,), (attn + "k_proj.bias",), by("key_multiplier"), required=biased),
             TensorRule(blk + "attn_v.bias", (kv,), (attn + "v_proj.bias",), required=biased),
-            *matrix(blk, "attn_output", attn + "o_proj", n_embd, q, layout=by("attention_out_multiplier"), bias=biased or None),
+            *matrix(
+                blk,
+                "attn_output",
+                attn + "o_proj",
+                n_embd,
+                q,
+                layout=by("attention_out_multiplier"),
+                bias=biased or None,
+            ),
             *_mixer_rules(metadata, blk, hf + "mamba."),
             TensorRule(blk + "ffn_norm", (n_embd,), (hf + "pre_ff_layernorm.weight",)),
             *matrix(blk, "ffn_gate", ffn + "gate_proj", n_ff, n_embd, layout=Scaled((gate,)), bias=mlp_biased),

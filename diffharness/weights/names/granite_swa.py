@@ -14,7 +14,7 @@ from diffharness.weights.names._blocks import ATTENTION_BIAS, MLP_BIAS, attentio
 from diffharness.weights.names._config import need_int
 from diffharness.weights.names._draw import normal
 from diffharness.weights.names._keys import Keys, embedding_rules, matrix, rope_freqs_rule, vector
-from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._map import PLAIN, ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names.granite import dense_example, scaled_metadata
 from diffharness.weights.source import Metadata
 
@@ -78,8 +78,7 @@ def _expert_rules(metadata: Metadata, blk: str, hf: str) -> list[TensorRule]:
     moe, shared = hf + "block_sparse_moe.", hf + "shared_mlp."
 
     def tensor(name: str, shape: tuple[int, ...], first: str, other: str) -> TensorRule:
-        rule = TensorRule(blk + name, shape, (moe + first,))
-        return TensorRule(blk + name, shape, rule.hf, aliases=(((moe + other,), rule.layout),))
+        return TensorRule(blk + name, shape, (moe + first,), aliases=(((moe + other,), PLAIN),))
 
     both = tensor(
         "ffn_gate_up_exps.weight", (n_expert, 2 * n_ff, n_embd), "experts.gate_up_proj", "input_linear.weight"

@@ -23,9 +23,9 @@ from diffharness.weights.names._keys import (
     rope_freqs_rule,
     vector,
 )
-from diffharness.weights.names._map import PLAIN, ArchMap, Config, Piece, Sizes, TensorRule
 from diffharness.weights.names._mamba import expect_unlimited
 from diffharness.weights.names._mamba import head_rules as mixer_rules
+from diffharness.weights.names._map import PLAIN, ArchMap, Config, Piece, Sizes, TensorRule
 from diffharness.weights.names._reorder import PartPairs
 from diffharness.weights.source import Float32Array, Metadata
 

@@ -8,8 +8,8 @@ from typing import Any
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, head_rules, matrix, vector
-from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._mamba import channel_rules
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._moe import expert_rules
 from diffharness.weights.source import Metadata
 
@@ -33,7 +33,9 @@ def metadata(config: Config) -> dict[str, Any]:
         f"{_ARCH}.ssm.conv_kernel": config.get("mamba_d_conv") or 4,
         f"{_ARCH}.ssm.inner_size": (config.get("mamba_expand") or 2) * n_embd,
         f"{_ARCH}.ssm.state_size": config.get("mamba_d_state") or 16,
-        f"{_ARCH}.ssm.time_step_rank": -(n_embd // -16) if rank in ("auto", None) else need_int(config, "mamba_dt_rank"),
+        f"{_ARCH}.ssm.time_step_rank": -(n_embd // -16)
+        if rank in ("auto", None)
+        else need_int(config, "mamba_dt_rank"),
         f"{_ARCH}.expert_count": n_expert,
         f"{_ARCH}.expert_used_count": need_int({"num_experts_per_tok": 2, **config}, "num_experts_per_tok"),
         _ROUTED: [n_expert > 1 and here for here in routed],

@@ -88,7 +88,9 @@ def _n_dense(config: Config) -> int:
         return int(config.get("first_k_dense_replace", 1))
     n_dense = kinds.count("dense")
     if kinds != ["dense"] * n_dense + ["sparse"] * (len(kinds) - n_dense):
-        raise CheckpointError(f"config.json: `mlp_layer_types`: expected dense layers before sparse ones, found {kinds}")
+        raise CheckpointError(
+            f"config.json: `mlp_layer_types`: expected dense layers before sparse ones, found {kinds}"
+        )
     return int(n_dense)
 
 
@@ -109,7 +111,8 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
         ]
         if il < keys.integer("leading_dense_block_count", 0):
-            out += _mlp(blk, "", hf + "mlp.", keys.integer("feed_forward_length"), n_embd)
+            dense = _mlp(blk, "", hf + "mlp.", keys.integer("feed_forward_length"), n_embd)
+            out += [_also(rule, hf + "mlp.", hf + "block_sparse_moe.") for rule in dense]
         else:
             out += _experts(keys, blk, hf + "block_sparse_moe.")
     return out
@@ -180,17 +183,15 @@ def _experts(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
     n_expert, n_ff, n_embd = keys.n_expert, keys.integer("expert_feed_forward_length"), keys.n_embd
     in_memory = hf.replace("block_sparse_moe.", "mlp.")
     routed = expert_rules(blk, hf, _PARTS, fused=in_memory, n_expert=n_expert, n_ff=n_ff, n_embd=n_embd)
-    bias = TensorRule(
-        blk + "exp_probs_b.bias", (n_expert,), (hf + "gate.e_score_correction_bias",), draw=normal(0.3)
-    )
+    bias = TensorRule(blk + "exp_probs_b.bias", (n_expert,), (hf + "gate.e_score_correction_bias",), draw=normal(0.3))
     n_shared = max(1, keys.integer("expert_shared_count", 1)) * n_ff
     shared = _mlp(blk, "_shexp", hf + "shared_experts.", n_shared, n_embd)
     return [*routed, *(_also(rule, hf, in_memory) for rule in (bias, *shared))]
 
 
-def _also(rule: TensorRule, hf: str, in_memory: str) -> TensorRule:
-    """The rule with the prefix that transformers has in memory."""
-    parts = tuple(part.replace(hf, in_memory) for part in rule.hf)
+def _also(rule: TensorRule, hf: str, other: str) -> TensorRule:
+    """The rule with another prefix: transformers has one for both kinds in memory, and the other one when it saves."""
+    parts = tuple(part.replace(hf, other) for part in rule.hf)
     return replace(rule, aliases=((parts, rule.layout),))
 
 

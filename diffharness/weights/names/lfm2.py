@@ -12,8 +12,8 @@ from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import need_float, need_int
 from diffharness.weights.names._draw import normal
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, head_rules, matrix, vector
-from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._mamba import convolution
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._moe import expert_rules
 from diffharness.weights.source import Metadata
 

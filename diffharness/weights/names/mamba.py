@@ -8,9 +8,9 @@ from typing import Any
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import expect_activation, need_float, need_int
 from diffharness.weights.names._keys import TIED_HEAD, Keys, head_rules
-from diffharness.weights.names._map import PLAIN, ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._mamba import DEFAULT_PARTS_EPS, PARTS_EPS, channel_rules, expect_unlimited
 from diffharness.weights.names._mamba import head_rules as mixer_rules
+from diffharness.weights.names._map import PLAIN, ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.source import Metadata
 
 _CONTEXT = 1 << 20  # states have no length: any number would do
@@ -59,7 +59,9 @@ def _common(config: Config, arch: str, *, tied: bool, state: int) -> dict[str, A
         f"{arch}.ssm.conv_kernel": config.get("conv_kernel", 4),
         f"{arch}.ssm.inner_size": int(config.get("expand", 2) * n_embd),
         f"{arch}.ssm.state_size": config.get("state_size", state),
-        f"{arch}.attention.layer_norm_rms_epsilon": need_float({"layer_norm_epsilon": 1e-5, **config}, "layer_norm_epsilon"),
+        f"{arch}.attention.layer_norm_rms_epsilon": need_float(
+            {"layer_norm_epsilon": 1e-5, **config}, "layer_norm_epsilon"
+        ),
         f"{arch}.vocab_size": need_int(config, "vocab_size"),
         TIED_HEAD: bool(config.get("tie_word_embeddings", tied)),
     }
@@ -88,9 +90,7 @@ def _outer_rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
     older = ((("backbone.embedding.weight",), PLAIN),)
     return [
-        TensorRule(
-            "token_embd.weight", (keys.n_vocab, keys.n_embd), ("backbone.embeddings.weight",), aliases=older
-        ),
+        TensorRule("token_embd.weight", (keys.n_vocab, keys.n_embd), ("backbone.embeddings.weight",), aliases=older),
         TensorRule("output_norm.weight", (keys.n_embd,), ("backbone.norm_f.weight",)),
         *head_rules(metadata),
     ]

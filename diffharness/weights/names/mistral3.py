@@ -7,20 +7,17 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from diffharness.weights.names import llama
 from diffharness.weights.names._config import expect_activation, need_float, need_int, rope_parameters
 from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_config, decoder_example, decoder_metadata
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._nested import with_nested_names
 from diffharness.weights.source import Metadata
 
 _ARCH = "mistral3"
 _HEAD_DIM = 128  # where config.json does not state one
-# Where the image-and-text model keeps what is `model.` (and, for the head, nothing) in the text model.
-_PREFIXES = (("language_model.model.", "language_model."), ("model.language_model.", ""))
 
 
 def metadata(config: Config) -> dict[str, Any]:
@@ -60,14 +57,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
 
 
 def rules(metadata: Metadata) -> list[TensorRule]:
-    return [replace(rule, aliases=(*rule.aliases, *_inside(rule))) for rule in llama.rules(metadata)]
-
-
-def _inside(rule: TensorRule) -> Iterable[Any]:
-    """The rule's spellings inside the image-and-text model."""
-    for body, head in _PREFIXES if rule.hf else ():
-        named = (body + name.removeprefix("model.") if name.startswith("model.") else head + name for name in rule.hf)
-        yield tuple(named), rule.layout
+    return with_nested_names(llama.rules(metadata))
 
 
 def example(sizes: Sizes) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from diffharness.errors import CheckpointError
 from diffharness.weights.names._blocks import ATTENTION_BIAS, MLP_BIAS, bias_metadata
 from diffharness.weights.names._config import need_float, need_int
 from diffharness.weights.names._draw import normal
-from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_example, decoder_metadata, head_rules, matrix
-from diffharness.weights.names._map import PLAIN, STACK, ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, head_rules, matrix
 from diffharness.weights.names._mamba import expect_unlimited
 from diffharness.weights.names._mamba import head_rules as mixer_rules
+from diffharness.weights.names._map import PLAIN, STACK, ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.source import Metadata
 
 DENSE, SPARSE = "nemotron_h", "nemotron_h_moe"
@@ -76,7 +76,9 @@ def _kinds(config: Config) -> list[str]:
     spelled = [str(word) for word in pattern] if isinstance(pattern, (str, list)) else []
     kinds = [_OLDER.get(word, _WORDS.get(word, word)) for word in spelled]
     if not kinds or not set(kinds) <= set(_WORDS.values()):
-        raise CheckpointError(f"config.json: `layers_block_type`: expected {', '.join(_WORDS.values())}, found {pattern}")
+        raise CheckpointError(
+            f"config.json: `layers_block_type`: expected {', '.join(_WORDS.values())}, found {pattern}"
+        )
     return kinds
 
 

@@ -186,7 +186,8 @@ MAPS = (
         metadata=qwen2_metadata,
         rules=qwen2_rules,
         example=qwen2_example,
-        transformers=False,  # no causal model of it by itself
+        transformers=False,
+        otherwise="its image-and-text classes",  # no causal model of it by itself
         ignored=IGNORED,
     ),
     ArchMap(
@@ -197,6 +198,7 @@ MAPS = (
         rules=qwen3_rules,
         example=qwen3_example,
         transformers=False,
+        otherwise="its image-and-text classes",
         ignored=IGNORED,
     ),
     ArchMap(
@@ -207,6 +209,7 @@ MAPS = (
         rules=moe_rules,
         example=moe_example,
         transformers=False,
+        otherwise="its image-and-text classes",
         ignored=IGNORED,
     ),
 )

@@ -11,6 +11,7 @@ CASES: dict[str, Case] = {
     "cohere2moe-softmax": Case(
         "cohere2moe", {"expert_selection_fn": "softmax", "num_shared_experts": 0, "tie_word_embeddings": False}
     ),
+    "cohere2moe-further-token": Case("cohere2moe", {"num_nextn_predict_layers": 1}),
     "cohere2moe-rms": Case(
         "cohere2moe", {"rms_norm_eps": 1e-3, "norm_topk_prob": False, "first_k_dense_replace": 2}, Sizes(n_layer=6)
     ),

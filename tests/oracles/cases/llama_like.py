@@ -71,6 +71,9 @@ CASES = {
         HYBRID | {"layer_types": KINDS[:4]},
         engine_differs="llama.cpp has EXAONE 4's window only in a model of 64 layers",
     ),
+    "exaone-moe-plain": Case(
+        "exaone-moe", {"norm_topk_prob": False, "n_group": 1, "num_shared_experts": 1, "rope_scaling": LLAMA_3}
+    ),
     "deci-7b": Case(
         "deci",
         {"model_type": "deci", "block_configs": None, "num_key_value_heads_per_layer": [4, 2, 1, 1]}
