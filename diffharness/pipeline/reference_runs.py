@@ -19,7 +19,7 @@ from diffharness.metrics import compare_logits
 from diffharness.reference.model import DEFINITION, GGML, Arithmetic
 from diffharness.reference.runner import Layer, OnAttention, Reference
 from diffharness.reference.steps import Steps
-from diffharness.taps import layer_tap
+from diffharness.taps import layer_tap, split
 from diffharness.weights.source import WeightSource
 
 Logits = NDArray[np.floating[Any]]
@@ -56,8 +56,12 @@ class GraphPass:
 
 
 def layer_inputs(capture: Capture) -> Any:
-    """A capture's input of each layer and of the head, as `Reference.run` asks for it."""
-    n_layer = sum(1 for tap in capture.taps if tap.endswith(".layer_out"))
+    """A capture's input of each layer and of the head, as `Reference.run` asks for it.
+
+    A layer that adds nothing may have no node in the engine's graph, and so no output.
+    """
+    outputs = [layer for layer, tap in map(split, capture.taps) if tap == "layer_out" and layer is not None]
+    n_layer = 1 + max(outputs, default=-1)
 
     def of(layer: Layer) -> NDArray[np.floating[Any]] | None:
         if layer == "head":

@@ -3,9 +3,9 @@
 A delta-rule layer (KDA) convolves queries, keys and values along tokens, normalises queries and keys to length one, and
 reads a memory whose every key component fades by exp(a · softplus(f + dt)); what is read is RMS-normalised and
 multiplied by the sigmoid of a gate. Latent attention makes keys and values of a compressed vector, and one part of the
-keys is shared by all heads; nothing turns. Experts are chosen by the sigmoid plus a bias. The norm of length one and that
-of the compressed vector have an epsilon of their own, 1e-6 whatever the other norms have: the engine takes theirs, which
-in the released model is 1e-5.
+keys is shared by all heads; nothing turns. Experts are chosen by the sigmoid plus a bias. The norm of length one and
+that of the compressed vector have an epsilon of their own, 1e-6 whatever the other norms have: the engine takes theirs,
+which in the released model is 1e-5.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class KimiLinear(Hybrid):
         blk, n_head = f"blk.{il}.", self.n_head[il]
         q = ops.split_heads(self.project(w, blk + "attn_q", h, "attn_q", tap), n_head)
         both = self.project(w, blk + "attn_kv_a_mqa", h, "attn_kv_a", tap)
-        latent, shared = both.split([self.rank, self.n_shared], dim=-1)
+        latent, shared = torch.split(both, [self.rank, self.n_shared], dim=-1)
         latent = ops.rms_norm(latent, w.get(blk + "attn_kv_a_norm.weight"), self.fixed_eps)
         tap("attn_kv_a_norm", latent)
         k = torch.einsum("btr,hrk->bthk", latent, w.get(blk + "attn_k_b.weight").reshape(n_head, self.rank, -1))

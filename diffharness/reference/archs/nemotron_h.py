@@ -1,4 +1,4 @@
-"""`nemotron_h`, `nemotron_h_moe`: Nemotron H and Nemotron 3. Every layer is one block: Mamba 2, attention or feed-forward.
+"""`nemotron_h`, `nemotron_h_moe`: Nemotron H and Nemotron 3. One block a layer: Mamba 2, attention or feed-forward.
 
 Attention has no rotary embedding. Feed-forwards square what ReLU leaves and have no gate; with experts the router
 takes the sigmoid, a bias chooses, and the routed experts may work in a narrower space than the model (`latent`).

@@ -17,7 +17,7 @@ from diffharness.weights.source import Float32Array
 
 @dataclass(frozen=True)
 class Tiled:
-    """Heads from grouped order (all of group 0, all of group 1, ...) to tiled (the first of each group, then the second).
+    """Heads from grouped order (all of group 0, all of group 1, ...) to tiled (the first of each, then the second).
 
     Applies along `axis` from `first` on: there are `n_head` heads of `size` elements each, in `n_group` groups.
     """
@@ -83,7 +83,7 @@ class Chained:
 
 @dataclass(frozen=True)
 class Scaled:
-    """Values times `factors` one after another, and rows times factors of their own (count and factor, from the top)."""
+    """Values times `factors` one after another, and rows times their own (count and factor, from the top)."""
 
     factors: tuple[float, ...]
     rows: tuple[tuple[int, float], ...] = ()

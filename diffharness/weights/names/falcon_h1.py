@@ -52,7 +52,7 @@ def metadata(config: Config) -> dict[str, Any]:
         out[_OURS + "norm"] = True
         if config.get("mamba_norm_before_gate", True):
             out[NORM_FIRST] = True
-    scales = {name: float(config.get(name) or 1.0) for name in _SCALARS}
+    scales: dict[str, Any] = {name: float(config.get(name) or 1.0) for name in _SCALARS}
     for name, n in _LISTS.items():
         scales[name] = [float(value) for value in config.get(name) or [1.0] * n]
         if len(scales[name]) != n:
@@ -129,7 +129,7 @@ def _mixer_rules(metadata: Metadata, blk: str, hf: str) -> list[TensorRule]:
 
 
 def example(sizes: Sizes) -> dict[str, Any]:
-    mixer = {
+    mixer: dict[str, Any] = {
         "mamba_d_ssm": 96 * (sizes.n_embd // 64),  # not the width times a whole number
         "mamba_n_heads": 6,
         "mamba_d_head": 16 * (sizes.n_embd // 64),
@@ -141,7 +141,7 @@ def example(sizes: Sizes) -> dict[str, Any]:
         "mamba_norm_before_gate": False,
         "pad_token_id": 0,
     }
-    multipliers = {  # powers of two: a checkpoint's values and a file's are the same then
+    multipliers: dict[str, Any] = {  # powers of two: a checkpoint's values and a file's are the same then
         "embedding_multiplier": 2.0,
         "lm_head_multiplier": 0.5,
         "key_multiplier": 0.5,

@@ -25,6 +25,7 @@ from diffharness.weights.names._keys import (
 )
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._pieces import half, transposed
+from diffharness.weights.names._shared_experts import mlp_rules
 from diffharness.weights.source import Metadata
 
 _ARCH = "llama4"
@@ -139,17 +140,11 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
         ]
         sparse = step > 0 and (il + 1) % step == 0
-        out += _expert_rules(keys, il) if sparse else _mlp(blk, "", hf + "feed_forward.", n_embd, keys)
+        if sparse:
+            out += _expert_rules(keys, il)
+        else:
+            out += mlp_rules(blk, "", hf + "feed_forward.", keys.integer("feed_forward_length"), n_embd)
     return [_also_inside(rule) for rule in out]
-
-
-def _mlp(blk: str, suffix: str, hf: str, n_embd: int, keys: Keys) -> list[TensorRule]:
-    n_ff = keys.integer("expert_feed_forward_length" if suffix else "feed_forward_length")
-    return [
-        *matrix(blk, "ffn_gate" + suffix, hf + "gate_proj", n_ff, n_embd),
-        *matrix(blk, "ffn_up" + suffix, hf + "up_proj", n_ff, n_embd),
-        *matrix(blk, "ffn_down" + suffix, hf + "down_proj", n_embd, n_ff),
-    ]
 
 
 def _expert_rules(keys: Keys, il: int) -> list[TensorRule]:
@@ -161,7 +156,7 @@ def _expert_rules(keys: Keys, il: int) -> list[TensorRule]:
         TensorRule(blk + "ffn_gate_exps.weight", wide, pair, layout=half(wide, 0, turns=False)),
         TensorRule(blk + "ffn_up_exps.weight", wide, pair, layout=half(wide, 1, turns=False)),
         TensorRule(blk + "ffn_down_exps.weight", down, (hf + "experts.down_proj",), layout=transposed(down)),
-        *_mlp(blk, "_shexp", hf + "shared_expert.", n_embd, keys),
+        *mlp_rules(blk, "_shexp", hf + "shared_expert.", n_ff, n_embd),
     ]
 
 

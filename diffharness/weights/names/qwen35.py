@@ -14,19 +14,17 @@ from typing import Any
 from diffharness.weights.names._config import rope_parameters
 from diffharness.weights.names._keys import TIED_HEAD, Keys
 from diffharness.weights.names._map import PLAIN, ArchMap, Config, Layout, Sizes, TensorRule
-from diffharness.weights.names._qwen_next import (
+from diffharness.weights.names._qwen_next import experts_example, next_example, next_metadata
+from diffharness.weights.names._qwen_next_tensors import (
     CONV_DRAW,
     DT_DRAW,
     DeltaSizes,
     attention_rules,
     dense_rules,
-    experts_example,
     further_rules,
     is_recurrent,
     moe_rules,
     n_model_layers,
-    next_example,
-    next_metadata,
     norm_rules,
     outer_rules,
     rule,

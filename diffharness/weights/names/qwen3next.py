@@ -2,8 +2,9 @@
 
 A checkpoint keeps queries, keys, values and gate of a delta-rule layer in one projection, group by group: the rows of
 one key head's query, of its key, of the values of all heads that it serves, of their gates. GGUF has one matrix of all
-queries, all keys, all values, and one of the gates; early files have the checkpoint's (`ssm_in`). Norm weights, but for that of the delta rule's output, are kept as
-w - 1 in the checkpoint. Tensors of `mtp.` predict further tokens and are not part of the model proper.
+queries, all keys, all values, and one of the gates; early files have the checkpoint's (`ssm_in`). Norm weights, but for
+that of the delta rule's output, are kept as w - 1 in the checkpoint. Tensors of `mtp.` predict further tokens and are
+not part of the model proper.
 """
 
 from __future__ import annotations
@@ -11,21 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from diffharness.weights.names._blocks import fused_or_not
 from diffharness.weights.names._keys import Keys
 from diffharness.weights.names._map import ArchMap, Config, Piece, Sizes, TensorRule
-from diffharness.weights.names._qwen_next import (
+from diffharness.weights.names._qwen_next import experts_example, next_example, next_metadata
+from diffharness.weights.names._qwen_next_tensors import (
     CONV_DRAW,
     DT_DRAW,
     DeltaSizes,
     attention_rules,
-    experts_example,
     further_rules,
-    is_of_checkpoint,
     is_recurrent,
     moe_rules,
     n_model_layers,
-    next_example,
-    next_metadata,
     norm_rules,
     outer_rules,
     rule,
@@ -53,22 +52,23 @@ def rules(metadata: Metadata) -> list[TensorRule]:
 def _delta_rules(metadata: Metadata, blk: str, hf: str) -> list[TensorRule]:
     keys = Keys(metadata)
     n_embd, d, attn = keys.n_embd, DeltaSizes.of(keys), hf + "linear_attn."
-    either = is_of_checkpoint(metadata)
     values = d.n_values // d.n_key_head  # rows of the values that one key head serves
     whole = (d.n_key_head, 2 * d.key_size + 2 * values, n_embd)
 
     def part(start: int, n: int) -> Callable[[Float32Array], Float32Array]:
         return lambda w: w.reshape(whole)[:, start : start + n]
 
-    q, k, v, z = (part(0, d.key_size), part(d.key_size, d.key_size), part(2 * d.key_size, values),
-                  part(2 * d.key_size + values, values))  # fmt: skip
+    q, k = part(0, d.key_size), part(d.key_size, d.key_size)
+    v, z = part(2 * d.key_size, values), part(2 * d.key_size + values, values)
     hf_shape = (2 * d.n_keys + 2 * d.n_values, n_embd)
     joint = attn + "in_proj_qkvz.weight"
     qkv, gate = Pieces(hf_shape, q, others=(k, v)), Piece(hf_shape, z)
+    apart = [
+        rule(blk + "attn_qkv.weight", (d.n_conv, n_embd), joint, layout=qkv),
+        rule(blk + "attn_gate.weight", (d.n_values, n_embd), joint, layout=gate),
+    ]
     return [
-        rule(blk + "attn_qkv.weight", (d.n_conv, n_embd), joint, layout=qkv, required=either, synthetic=True),
-        rule(blk + "attn_gate.weight", (d.n_values, n_embd), joint, layout=gate, required=either, synthetic=True),
-        TensorRule(blk + "ssm_in.weight", hf_shape, required=False),
+        *fused_or_not(metadata, apart, [TensorRule(blk + "ssm_in.weight", hf_shape)]),
         rule(blk + "ssm_ba.weight", (2 * d.n_value_head, n_embd), attn + "in_proj_ba.weight"),
         rule(
             blk + "ssm_conv1d.weight",

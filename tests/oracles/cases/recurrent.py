@@ -18,8 +18,8 @@ _NORM_FIRST = "the mixer's output is gated and then normalised; the checkpoint a
 _NO_OUTPUT_BIAS = "the bias of attention's output projection is loaded and never added"
 _ALWAYS_NORMALISED = "experts' weights are made to sum to one whatever `norm_topk_prob` says"
 _FIXED_EPS = (
-    "queries and keys of a delta rule, and the compressed keys and values, are normalised with the epsilon of the other "
-    "norms; the definition has 1e-6 whatever those have, which in the released model is 1e-5"
+    "queries and keys of a delta rule, and the compressed keys and values, are normalised with the epsilon of the "
+    "other norms; the definition has 1e-6 whatever those have, which in the released model is 1e-5"
 )
 
 CASES = {
