@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from bench import engine, kernel, reference
+from bench import dequant, engine, kernel, reference
 from diffharness.machine import this_machine
 
 
@@ -17,7 +17,7 @@ def main() -> int:
     console.print(
         f"SmolLM2-135M-Instruct Q4_1, 512 tokens unless it says otherwise, {machine.cores} cores, {machine.cpu}"
     )
-    rows = [*reference.speed(), *reference.memory(), *kernel.kernel_leg(), *engine.engine_and_run()]
+    rows = [*dequant.speed(), *reference.speed(), *reference.memory(), *kernel.kernel_leg(), *engine.engine_and_run()]
     table = Table("ratio", "limit", "", "what", "measured", box=None, pad_edge=False)
     for row in rows:
         limit = "" if row.limit is None else f"{row.limit:.2f}"

@@ -11,6 +11,9 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line and exit."""
     try:
+        from diffharness.allocator import keep_freed_memory
+
+        keep_freed_memory()  # before any library starts its threads
         from diffharness.cli.main import main as run
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -53,6 +53,31 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can still take, files' pages that the system would give back counted in.
+
+    Of the machine, or of the control group where that leaves less; None where the system does not tell. `root` is
+    where the system's files are.
+    """
+    found = [kib * 1024 for kib in [_entry(root / "proc/meminfo", "MemAvailable:")] if kib is not None]
+    for folder, limit, used, file_pages in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        group = root / folder
+        if (group / limit).exists() and (most := (group / limit).read_text().strip()).isdigit():
+            taken = int((group / used).read_text()) if (group / used).exists() else 0
+            back = _entry(group / "memory.stat", file_pages) or 0
+            found.append(max(0, int(most) - taken + min(back, taken)))
+    return min(found, default=None)
+
+
+def _entry(file: Path, name: str) -> int | None:
+    """The number behind `name` in a file of lines of names and numbers."""
+    fields = (line.split() for line in file.read_text().splitlines()) if file.exists() else ()
+    return next((int(each[1]) for each in fields if len(each) > 1 and each[0] == name), None)
+
+
 def free_disk(path: Path) -> int:
     """Bytes free where `path` is or would be made."""
     path = path.absolute()

@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import IO, Any
 
 import diffharness
+from diffharness.allocator import give_back_memory
 from diffharness.engine.capture import HEARTBEAT_SIZE, read_heartbeat
 from diffharness.engine.crash import Ended, EngineCrash, failure
 from diffharness.settings import EngineSettings
@@ -62,6 +63,7 @@ def run_job(
 
     Whatever happens, Ctrl-C included, no process of the worker's group is left when this returns.
     """
+    give_back_memory()
     with tempfile.TemporaryFile() as heartbeat:
         heartbeat.truncate(HEARTBEAT_SIZE)
         worker = _Worker(settings, heartbeat.fileno())

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffharness.engine.runner import check_overrides
-from diffharness.errors import ArtifactFileError, BadInputError, CheckpointError, FixtureError, SettingsError
+from diffharness.errors import (
+    ArtifactFileError,
+    BadInputError,
+    CheckpointError,
+    FixtureError,
+    SettingsError,
+    UnsupportedError,
+)
 from diffharness.fixture import Fixture
 from diffharness.pipeline import overrides
 from diffharness.pipeline.inputs import choose_fixture, open_artifact, open_checkpoint
@@ -20,6 +27,7 @@ from diffharness.pipeline.subjects import artifact_subject
 from diffharness.records.grade import GradeRow
 from diffharness.records.run import Finding
 from diffharness.records.subject import ArtifactSubject
+from diffharness.reference import memory
 from diffharness.settings import EngineSettings, Tolerances
 from diffharness.tokenizer import gguf_tokenizer_sha256
 from diffharness.weights.checkpoint import Checkpoint
@@ -162,15 +170,16 @@ def _checkpoint(folder: Path, candidates: Sequence[Candidate], stack: ExitStack)
 def _check_fit(
     candidates: Sequence[Candidate], base: Checkpoint | GgufFile, fixture: Fixture, *, tokenizer: str | None
 ) -> None:
-    """Each artifact against base and fixture: dropped if they do not go together, a note where they may not."""
+    """Each artifact against base, fixture and memory: dropped if they do not go together, a note where they may not."""
     n_vocab = base.tensors[EMBEDDING].shape[0]
-    errors: list[FixtureError] = []
+    errors: list[BadInputError] = []
     for one in candidates:
         if one.artifact is None:
             continue
         try:
             _check_one(one.artifact, base.label, n_vocab, fixture)
-        except FixtureError as error:
+            memory.require(one.artifact, fixture.chunks(), keep_logits=False)
+        except (FixtureError, UnsupportedError) as error:
             one.drop(error)
             errors.append(error)
             continue

@@ -13,7 +13,7 @@ from diffharness.fixture import Fixture
 from diffharness.legs import tokens as tokens_leg
 from diffharness.legs.tokens import TokensOutcome
 from diffharness.pipeline.crashes import crash_finding
-from diffharness.reference import archs
+from diffharness.reference import archs, memory
 from diffharness.settings import EngineSettings
 from diffharness.tokenizer import CheckpointTokenizer, gguf_tokenizer_sha256
 from diffharness.weights.check import check_model
@@ -117,6 +117,7 @@ def open_inputs(
     artifact = open_artifact(model)
     source = open_checkpoint(checkpoint, artifact) if checkpoint is not None else None
     chosen, outcome = choose_fixture(artifact, source, fixture, n_tokens, engine)
+    memory.require(artifact, chosen.chunks())
     inputs = Inputs(artifact, source, chosen, outcome)
     if inputs.n_ctx_train is not None:
         chosen.check_context(inputs.n_ctx_train)

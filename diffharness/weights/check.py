@@ -49,7 +49,7 @@ def check_against(source: WeightSource, rules: Sequence[TensorRule]) -> list[str
     misshapen = [
         f"{rule.name}: expected {rule.shape}, found {tensors[rule.name].shape}"
         for rule in rules
-        if rule.name in tensors and tensors[rule.name].shape != tuple(rule.shape)
+        if rule.name in tensors and _significant(tensors[rule.name].shape) != _significant(rule.shape)
     ]
     if misshapen:
         raise ArtifactFileError(
@@ -59,6 +59,12 @@ def check_against(source: WeightSource, rules: Sequence[TensorRule]) -> list[str
             tensor=misshapen[0].split(":")[0],
         )
     return extra
+
+
+def _significant(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape without leading axes of length one, which a file may or may not state."""
+    first = next((i for i, n in enumerate(shape) if n != 1), len(shape))
+    return tuple(shape[first:])
 
 
 def check_model(source: WeightSource) -> list[str]:

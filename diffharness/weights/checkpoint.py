@@ -18,7 +18,16 @@ import numpy as np
 
 from diffharness.errors import ArtifactFileError, CheckpointError
 from diffharness.weights import names
-from diffharness.weights.names._map import AddOne, ArchMap, Layout, Plain, RotaryPairs, Stack, TensorRule
+from diffharness.weights.names._map import (
+    AddOne,
+    ArchMap,
+    Layout,
+    PaddedRows,
+    Plain,
+    RotaryPairs,
+    Stack,
+    TensorRule,
+)
 from diffharness.weights.safetensors_file import SafetensorsFile, StoredTensor
 from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo
 from diffharness.words import listed
@@ -28,7 +37,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 _NAMED = 5  # so many tensors are named in a message
 VOCABULARY = frozenset({"token_embd.weight", "output.weight", "per_layer_token_embd.weight"})  # a row a token
-_SAME_SHAPE = (Plain, AddOne, RotaryPairs)  # layouts that keep the shape
+_SAME_SHAPE = (Plain, AddOne, RotaryPairs, PaddedRows)  # layouts that keep the shape
 
 
 @dataclass(frozen=True)
@@ -165,6 +174,8 @@ class Checkpoint:
 
     def _check_shape(self, found: _Resolved) -> None:
         wanted = found.rule.shape
+        if isinstance(found.layout, PaddedRows):
+            wanted = (found.layout.n_stored, *wanted[1:])
         expected = _squeezed(wanted[1:] if isinstance(found.layout, Stack) else wanted)
         for part in found.parts:
             shape = self._stored(part).shape
@@ -225,6 +236,8 @@ class Checkpoint:
                 part = found.parts[int(expert)]
                 values[i] = self._where[part].read(part).reshape(values.shape[1:])
             return values
+        if isinstance(found.layout, PaddedRows):
+            return self._padded(found, np.arange(n_rows)[rows])
         if self._is_rowwise(found):
             parts = [self._where[part].read(part, rows) for part in found.parts]
             taken = found.layout.to_gguf(parts)
@@ -235,7 +248,15 @@ class Checkpoint:
         """Whether `take` reads only what it is asked for; else it reads the whole tensor each time."""
         found = self._resolved[name]
         is_stack = isinstance(found.layout, Stack) and len(found.parts) == found.rule.shape[0]
-        return is_stack or self._is_rowwise(found)
+        return is_stack or isinstance(found.layout, PaddedRows) or self._is_rowwise(found)
+
+    def _padded(self, found: _Resolved, rows: IntArray) -> Float32Array:
+        """Rows of a tensor of which the checkpoint has the first ones only."""
+        [part] = found.parts
+        values = np.zeros((len(rows), *found.rule.shape[1:]), dtype=np.float32)
+        there = rows < self._stored(part).shape[0]
+        values[there] = self._where[part].read(part, rows[there]).reshape(-1, *values.shape[1:])
+        return values
 
     def _is_rowwise(self, found: _Resolved) -> bool:
         n_rows = found.rule.shape[0]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import gguf
 import numpy as np
 
-from diffharness.weights.dequant import BLOCKS, Bytes, k_scales
+from diffharness.weights.dequant import BLOCKS, Bytes
 from diffharness.weights.source import Float32Array
 
 _IQ4 = np.array(gguf.quants.IQ4_NL.kvalues, dtype=np.float32)
@@ -68,9 +68,22 @@ def _with_minimum(blocks: Bytes) -> tuple[Float32Array, Float32Array]:
     return both[:, :1], both[:, 1:]
 
 
+def _k_scales(blocks: Bytes) -> tuple[Float32Array, Float32Array]:
+    """Scales and minima [n, 8, 1] of Q4_K and Q5_K: two float16, then 8 + 8 values of 6 bits in 12 bytes.
+
+    The first four of each lie in the low 6 bits of bytes 0-3 and 4-7; the last four have their low
+    nibbles in bytes 8-11 and their two high bits on top of bytes 0-3 and 4-7.
+    """
+    d = _f16(blocks[:, :4])
+    a, b, c = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scale = np.concatenate([a & 63, (c & 15) | ((a >> 2) & 48)], axis=1).astype(np.float32)
+    minimum = np.concatenate([b & 63, (c >> 4) | ((b >> 2) & 48)], axis=1).astype(np.float32)
+    return (d[:, :1] * scale)[:, :, None], (d[:, 1:] * minimum)[:, :, None]
+
+
 def _k_with_minimum(blocks: Bytes) -> tuple[Float32Array, Float32Array]:
     """Q4_K and Q5_K: scales and minima of eight groups, 6 bits each."""
-    scale, minimum = k_scales(blocks)
+    scale, minimum = _k_scales(blocks)
     return scale[:, :, 0], -minimum[:, :, 0]
 
 

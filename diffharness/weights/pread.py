@@ -6,19 +6,25 @@ as much as a tenth of a small model's forward.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
+from diffharness.weights import room
 from diffharness.weights.source import Float32Array
 
 AVAILABLE = hasattr(os, "preadv") and sys.byteorder == "little"
 
 
 def read_float32(descriptor: int, offset: int, shape: Sequence[int]) -> Float32Array:
-    """`shape` little-endian floats from byte `offset` on; EOFError if the file ends before them."""
+    """`shape` little-endian floats from byte `offset` on; EOFError if the file ends before them.
+
+    Raises UnsupportedError if memory does not suffice.
+    """
+    room.require(4 * math.prod(shape), f"a tensor of shape {tuple(shape)} as float32")
     values = np.empty(tuple(shape), dtype=np.float32)
     rest = memoryview(values.reshape(-1).view(np.uint8).data)
     while len(rest):

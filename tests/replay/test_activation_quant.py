@@ -56,7 +56,7 @@ def test_each_type_meets_the_activations_that_the_engine_converts_to() -> None:
     assert {name: TYPE_NAMES[each.vec_dot_type] for name, each in theirs.items()} == {
         name: VEC_DOT_TYPE[name] for name in theirs
     }
-    assert set(VEC_DOT_TYPE) & set(TYPE_IDS) - set(theirs) <= {"Q1_0"}  # which is not dequantized here
+    assert set(VEC_DOT_TYPE) & set(TYPE_IDS) <= set(theirs)
 
 
 @pytest.mark.parametrize("type_name", ARITHMETICS)

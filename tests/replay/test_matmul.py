@@ -308,8 +308,8 @@ def test_what_cannot_be_replayed() -> None:
     node = product(weight(normal(50, 256), "F32"), normal(3, 256))
     with pytest.raises(NoReplay, match="only be read from the GGUF file"):
         replayed(in_file(node, "a.weight"))
-    x = Value("x", "Q1_0", (1, 1, 1, 128), (18, 18, 18, 18), np.zeros(18, dtype=np.uint8))
-    with pytest.raises(NoReplay, match="of type Q1_0"):
+    x = Value("x", "Q8_K", (1, 1, 1, 256), (292, 292, 292, 292), np.zeros(292, dtype=np.uint8))
+    with pytest.raises(NoReplay, match="of type Q8_K"):
         replayed(replace(node, sources=(x, node.sources[1])))
 
 
