@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from diffharness.weights.checkpoint_write import write_checkpoint
-from diffharness.weights.gguf_file import open_gguf
+from diffharness.weights.gguf_file import GgufFile, open_gguf
+from diffharness.weights.gguf_write import write_gguf
 from diffharness.weights.source import IntArray
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bench"
@@ -48,11 +49,26 @@ def _install(folder: Path, packages: list[str]) -> None:
 
 def smollm2_checkpoint() -> Path:
     """The same weights as a float32 checkpoint folder, for transformers."""
-    folder = CACHE / "smollm2-f32"
+    return _float32_checkpoint(smollm2(), "smollm2-f32")
+
+
+def gemma3_checkpoint() -> Path:
+    """Likewise of Gemma 3 270M: 1.1 GB."""
+    return _float32_checkpoint(gemma3_270m(), "gemma3-f32")
+
+
+def _float32_checkpoint(model: Path, name: str) -> Path:
+    folder = CACHE / name
     if not (folder / "config.json").exists():
-        with open_gguf(smollm2()) as artifact:
+        with open_gguf(model) as artifact:
             write_checkpoint(folder, artifact, dtype="F32")
     return folder
+
+
+def write_float32(artifact: GgufFile, path: Path) -> Path:
+    """The same model as a GGUF of float32 tensors."""
+    write_gguf(path, artifact, type_of=lambda info: "F32", kv_from=artifact)
+    return path
 
 
 def token_ids(n_vocab: int, n_tokens: int = N_TOKENS) -> IntArray:

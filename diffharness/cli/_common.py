@@ -111,6 +111,10 @@ ThreadsOption = Annotated[
     typer.Option("--threads", metavar="N", min=1, help="Threads of engine and reference.", show_default="all cores"),
 ]
 DtypeOption = Annotated[Literal["float32", "float64"], typer.Option("--dtype", help="What the reference computes in.")]
+StrictOption = Annotated[
+    Literal["auto", "whole", "slices"],
+    typer.Option("--strict", help="The strict engine's F32 model: one file, or slices of layers where that is large."),
+]
 OutOption = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Keep the run folder here: record, captures, reports."),

@@ -86,13 +86,15 @@ def recipe(
     if checkpoint is None:
         checkpoint, fixture = embedded().checkpoint, fixture or embedded().fixture
     named = ladder or (None if recipes else DEFAULT_LADDER)
-    chosen = unique_names([*(load_ladder(named) if named else []), *map(load_recipe, recipes or [])])
+    rungs = load_ladder(named) if named else []
+    chosen = unique_names([*rungs, *map(load_recipe, recipes or [])])
     record = run_recipes(
         RecipeRequest(
             checkpoint=checkpoint,
             recipes=chosen,
             engine=engine_settings(engine, threads),
             ladder=named,
+            optional=frozenset(one.name for one in rungs),
             fixture=fixture,
             n_tokens=tokens,
             device=device,

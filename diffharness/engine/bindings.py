@@ -146,10 +146,11 @@ class Ggml:
             raise EngineError(f"this llama.cpp has no tensor type {name}")
         return int(type_id)
 
-    def values(self, address: int, n_rows: int) -> NDArray[Any]:
+    def values(self, address: int, n_rows: int, *, streams: bool = False) -> NDArray[Any]:
         """A float node's values as [n_rows, width], tokens outermost, heads or experts joined.
 
-        Where the node lies in this process's memory it is not copied: use it before the graph goes on.
+        Where the node lies in this process's memory it is not copied: use it before the graph goes on. With `streams`
+        the node's outermost axis are streams of all tokens, which are joined too.
         """
         tensor = GgmlTensor.from_address(address)
         dtype = _FLOATS.get(self.type_name(tensor.type))
@@ -161,6 +162,8 @@ class Ggml:
             flat: NDArray[Any] = raw.view(dtype)
         else:  # a view with gaps or permuted axes
             flat = np.lib.stride_tricks.as_strided(raw[: dtype.itemsize].view(dtype), shape, strides).reshape(-1)
+        if streams:
+            return flat.reshape(tensor.ne[2], n_rows, -1).swapaxes(0, 1).reshape(n_rows, -1)
         return flat.reshape(n_rows, -1)
 
     def _bytes(self, address: int, tensor: GgmlTensor) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from diffharness.engine.bindings import Ggml, Node
 from diffharness.engine.decoding import GraphCallback
 from diffharness.engine.nodes import NodeTable, is_wanted
 from diffharness.errors import EngineError
+from diffharness.taps import BEFORE_LAYERS, layer_tap, split
 
 HEARTBEAT_SIZE = 4096
 
@@ -48,7 +49,8 @@ class NodeReader(GraphCallback):
     """The callback: matches nodes to taps and writes their values into a capture.
 
     `trace` stops at every node instead, so that the last note is the very node that was begun;
-    without it the note names the range of nodes that the scheduler computes in one go.
+    without it the note names the range of nodes that the scheduler computes in one go. Of a model that is a slice of
+    a larger one, `first_layer` is the number that its first layer has there, and so in the taps' names.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class NodeReader(GraphCallback):
         heartbeat: Heartbeat,
         *,
         trace: bool = False,
+        first_layer: int = 0,
     ) -> None:
         self._ggml, self._table, self._writer, self._wanted = ggml, table, writer, wanted
-        self._heartbeat, self._trace = heartbeat, trace
+        self._heartbeat, self._trace, self._first_layer = heartbeat, trace, first_layer
+        self._fed = False  # with hidden states: such a graph tells no number of tokens, and has no embedding
         self.n_nodes = 0  # of the largest graph seen
         self._asked = 0  # nodes of the present graph
         self._row = self._rows = 0  # where the present graph's tokens start in the capture, and how many they are
@@ -73,20 +77,32 @@ class NodeReader(GraphCallback):
         """The next graph's tokens are rows `row`, `row` + 1, ... of the capture."""
         self._row, self._rows = row, 0
 
+    def start_fed(self, row: int, rows: int) -> None:
+        """The next graph is fed with `rows` hidden states, from row `row` of the capture on."""
+        self._fed, self._row, self._rows, self._asked = True, row, rows, 0
+
     def _ask(self, address: int) -> bool:
         node = self._ggml.node(address)
-        if node.op == "GET_ROWS" and node.sources[0] == "token_embd.weight":  # every graph begins with it
+        # every graph that is fed with tokens begins with it
+        if not self._fed and node.op == "GET_ROWS" and node.sources[0] == "token_embd.weight":
             self._row, self._rows, self._asked = self._row + self._rows, node.rows, 0
         self._asked += 1
         self.n_nodes = max(self.n_nodes, self._asked)
         self._note(node)
         if self._trace:
             return True
-        self._pending = [tap for tap in self._table.match(node.name, node.op, node.sources) if self._is_wanted(tap)]
+        taps = [self._named(tap) for tap in self._table.match(node.name, node.op, node.sources)]
+        self._pending = [tap for tap in taps if self._is_wanted(tap)]
         return bool(self._pending)
 
+    def _named(self, tap: str) -> str:
+        layer, name = split(tap)
+        return tap if layer is None or not self._first_layer else layer_tap(layer + self._first_layer, name)
+
     def _is_wanted(self, tap: str) -> bool:
-        return self._writer is not None and is_wanted(tap, self._wanted)
+        if self._writer is None or (self._fed and tap in BEFORE_LAYERS):
+            return False
+        return is_wanted(tap, self._wanted)
 
     def _note(self, node: Node) -> None:
         if self._trace:
@@ -101,7 +117,7 @@ class NodeReader(GraphCallback):
             return True
         if not self._rows:
             raise EngineError("the graph does not begin with the token embedding; its tokens cannot be counted")
-        values = self._ggml.values(address, self._rows)
         for tap in self._pending:
+            values = self._ggml.values(address, self._rows, streams=split(tap)[1] in self._table.streams)
             self._writer.write(tap, self._row, values)
         return True

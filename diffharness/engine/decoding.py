@@ -1,17 +1,21 @@
-"""One decode: tokens in, logits out, and the callback that sees the graph's nodes meanwhile.
+"""One decode: tokens or hidden states in, logits out, and the callback that sees the graph's nodes meanwhile.
 
 What is evaluated, and in which order, is the jobs' own business. Standard library, numpy and llama_cpp only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffharness.captures import Capture
 from diffharness.errors import EngineError, FixtureError
+
+# llama_rope_type of models whose every token has four positions: LLAMA_ROPE_TYPE_MROPE, _IMROPE and _VISION
+_FOUR_POSITIONS = frozenset({8, 40, 24})
 
 
 class GraphCallback:
@@ -74,6 +78,44 @@ def decode(llama: Any, context: Any, entries: Sequence[Entry], row: int, watch: 
             batch.token[i], batch.pos[i] = entry.token, entry.position
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, entry.sequence, entry.wanted
         status = llama.llama_decode(context, batch)
+    finally:
+        llama.llama_batch_free(batch)
+    watch.check()
+    if status != 0:
+        raise EngineError(f"llama_decode gives {status} at token {row}")
+
+
+def read_states(told: Mapping[str, Any]) -> NDArray[np.float32]:
+    """The hidden states that a job's `states` name: a tap of a capture, divided by a factor; not yet in memory."""
+    values = Capture(told["capture"]).read(told["tap"])
+    return values if told["factor"] == 1.0 else values / np.float32(told["factor"])
+
+
+def decode_states(
+    llama: Any, context: Any, model: Any, states: NDArray[np.float32], start: int, row: int, watch: GraphCallback
+) -> None:
+    """One llama_decode of hidden states [n, width], as the first layer's input, at positions from `start` on.
+
+    The width is the model's `n_embd`; where it takes wider rows (features added in later layers) the rest is 0, as it
+    is for tokens. Logits of all are asked for. Raises as `decode`.
+    """
+    n, width = states.shape
+    wide = int(getattr(llama, "llama_model_n_embd_inp", llama.llama_model_n_embd)(model))
+    if width > wide:
+        raise EngineError(f"the model takes hidden states of width {wide}, and these are {width} wide")
+    rows = np.zeros((n, wide), dtype=np.float32)
+    rows[:, :width] = states
+    n_pos = 4 if int(llama.llama_model_rope_type(model)) in _FOUR_POSITIONS else 1
+    positions = np.zeros((n_pos, n), dtype=np.int32)  # of a text's token the first three are the same, the fourth is 0
+    positions[:3] = np.arange(start, start + n)
+    batch = llama.llama_batch_init(n, 0, 1)
+    given = llama.llama_batch(n_tokens=n, n_seq_id=batch.n_seq_id, seq_id=batch.seq_id, logits=batch.logits)
+    given.embd = rows.ctypes.data_as(type(given.embd))
+    given.pos = positions.ctypes.data_as(type(given.pos))
+    try:
+        for i in range(n):
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, True
+        status = llama.llama_decode(context, given)
     finally:
         llama.llama_batch_free(batch)
     watch.check()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffharness.engine.process import Dialogue
 from diffharness.engine.quantizer import nameless_file
-from diffharness.engine.runner import check_overrides
+from diffharness.engine.runner import States, check_overrides
 from diffharness.errors import FixtureError
 from diffharness.recorded import RecordedNode, Value
 from diffharness.settings import EngineSettings
@@ -64,6 +64,7 @@ class Recorder:
     """An iterator over the recorded nodes. Close it, or use it as a context manager.
 
     `tensors` are the names of the file's tensors, which are not sent; `only` names the nodes to record, all without.
+    With `states` tokens are only counted, and rows of a capture go in, the one of position 0 being `first_row`.
     Raises EngineCrash if the engine dies or refuses, FixtureError for a token outside of its vocabulary.
     """
 
@@ -76,6 +77,8 @@ class Recorder:
         *,
         overrides: Sequence[str] = (),
         only: Collection[str] = (),
+        states: States | None = None,
+        first_row: int = 0,
     ) -> None:
         check_overrides(overrides)
         self._evaluations, self._n_threads = list(evaluations), settings.threads
@@ -92,6 +95,7 @@ class Recorder:
             "slots": [slot.descriptor for slot in self._slots],
             "tensors": sorted(tensors),
             "only": sorted(only),
+            "states": None if states is None else {**states.as_job(), "first_row": first_row},
         }
         self._occurrences: Counter[tuple[int, int, str, str]] = Counter()
         try:

@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffharness.engine.bindings import GgmlTensor
-from diffharness.engine.decoding import Entry, GraphCallback, check_tokens, decode
+from diffharness.engine.decoding import Entry, GraphCallback, check_tokens, decode, decode_states, read_states
 from diffharness.engine.session import Job, Session
 from diffharness.errors import EngineError
 
 _WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 _COMPUTE = 16  # GGML_TENSOR_FLAG_COMPUTE; builds before 2026 mark no node
+_EMBEDDING = "token_embd.weight"
 _VIEWS = frozenset({"NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
 _FULL = 8 << 20  # bytes after which a slot goes to the parent
 _LARGE = 64 << 20
@@ -72,7 +73,10 @@ class _Slot:
 class NodeRecorder(GraphCallback):
     """The callback. Off, it lets the graph run in one go."""
 
-    def __init__(self, session: Session, slots: Sequence[int], tensors: Sequence[str], only: Sequence[str]) -> None:
+    def __init__(
+        self, session: Session, slots: Sequence[int], tensors: Sequence[str], only: Sequence[str], *, fed: bool
+    ) -> None:
+        self._fed = fed  # with hidden states: the graph looks tokens up all the same, but does not compute that
         self._session, self._ggml, self._heartbeat = session, session.ggml, session.heartbeat
         self._slots = [_Slot(descriptor) for descriptor in slots]
         self._at = 0  # the slot being filled
@@ -109,6 +113,8 @@ class NodeRecorder(GraphCallback):
         before = self._graph * self._n_ubatch  # tokens of this evaluation in earlier graphs
         is_view, empty = op in _VIEWS, 0 in tensor.ne
         skipped = self._flagged and not tensor.flags & _COMPUTE
+        if self._fed and op == "GET_ROWS" and self._ggml.node(address).sources[0] == _EMBEDDING:
+            skipped = True  # which comes before any node that is marked
         return {
             "index": index,
             "graph": self._graph,
@@ -193,20 +199,28 @@ def record(session: Session, job: Job) -> dict[str, Any]:
     """Evaluate `evaluations` in order, and answer each request with the next recorded nodes, at last with none.
 
     An evaluation has `tokens`, the position `start` of the first one, whether to `clear` the memory before it, and
-    whether it is recorded (`on`).
+    whether it is recorded (`on`). With `states`, a tap of a capture whose row `first_row` is position 0, its rows go in
+    and tokens are only counted.
     """
     llama, evaluations = session.llama, job["evaluations"]
-    recorder = NodeRecorder(session, job["slots"], job["tensors"], job["only"])
+    recorder = NodeRecorder(session, job["slots"], job["tensors"], job["only"], fed=job["states"] is not None)
     n_ctx = max(each["start"] + len(each["tokens"]) for each in evaluations)
     callback = llama.ggml_backend_sched_eval_callback(recorder.callback)
+    fed, states = job["states"], None
+    if fed is not None:
+        states = read_states(fed)[fed["first_row"] :]
     with session.model(job) as model, session.context(job, model, n_ctx, callback) as context:
-        check_tokens(llama, model, (token for each in evaluations for token in each["tokens"]))
+        if states is None:
+            check_tokens(llama, model, (token for each in evaluations for token in each["tokens"]))
         session.phase("eval")
         for i, each in enumerate(evaluations):
             if each["clear"]:
                 session.forget(context)
             for row, tokens in _pieces(each["tokens"], each["start"], llama.llama_n_batch(context)):
                 recorder.start(i, row, len(tokens), llama.llama_n_ubatch(context), each["on"])
+                if states is not None:
+                    decode_states(llama, context, model, states[row : row + len(tokens)], row, row, recorder)
+                    continue
                 entries = [Entry(token, position) for position, token in enumerate(tokens, start=row)]
                 decode(llama, context, entries, row, recorder)
         recorder.flush()

@@ -22,7 +22,7 @@ from diffharness.engine.process import Progress, run_job
 from diffharness.errors import BadInputError, SettingsError
 from diffharness.settings import EngineSettings
 
-__all__ = ["Engine", "EngineCrash", "EngineRun", "Vocabulary", "check_overrides"]
+__all__ = ["Engine", "EngineCrash", "EngineRun", "States", "Vocabulary", "check_overrides"]
 
 # What `Engine.capture` may be asked for. Any tap takes the callback; logits alone are captured without it.
 EVERY_TAP: None = None
@@ -56,6 +56,19 @@ class EngineRun:
 
 
 @dataclass(frozen=True)
+class States:
+    """Hidden states to evaluate in the place of tokens: a tap [all tokens, width] of a capture, divided by `factor`."""
+
+    capture: Path
+    tap: str
+    factor: float = 1.0
+
+    def as_job(self) -> dict[str, Any]:
+        """For the worker."""
+        return {"capture": str(self.capture.absolute()), "tap": self.tap, "factor": self.factor}
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """What the model's own vocabulary says of itself."""
 
@@ -84,11 +97,15 @@ class Engine:
         meta: Mapping[str, str] | None = None,
         trace: bool = False,
         progress: Progress | None = None,
+        states: States | None = None,
+        first_layer: int = 0,
     ) -> EngineRun:
         """Evaluate each chunk from an empty cache; logits of every position and `taps` go to `out`.
 
         `taps` are names or shell patterns (`blk.*.layer_out`), None for all; with none at all no callback
-        is installed. `overrides` are llama.cpp's `KEY=TYPE:VALUE`. Raises EngineCrash, OutputError.
+        is installed. `overrides` are llama.cpp's `KEY=TYPE:VALUE`. With `states` their rows go in as the first layer's
+        input, and tokens are only counted; taps are named as if the first layer were `first_layer`. Raises EngineCrash,
+        OutputError.
         """
         out = Path(out).absolute()
         job = {
@@ -98,6 +115,8 @@ class Engine:
             "taps": None if taps is None else list(taps),
             "meta": dict(meta or {}),
             "trace": trace,
+            "states": None if states is None else states.as_job(),
+            "first_layer": first_layer,
         }
         try:
             result, log = self._run(job, model, overrides, progress)

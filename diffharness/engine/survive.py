@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from diffharness.engine.runner import Engine, EngineCrash, EngineRun
+from diffharness.engine.models import Chunk, Chunks, EngineModel, OneFile
+from diffharness.engine.runner import EngineCrash, EngineRun
 from diffharness.settings import PLAIN_KV, EngineSettings
 
 # What to change, nearest first: one thing at a time, combinations last.
@@ -47,8 +45,6 @@ VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 PREFIX_TOKENS = 64
 _PREFIX_LIMIT_S = 300.0  # a hang must not cost the whole limit at every attempt
 
-Chunks = Sequence[Sequence[int] | NDArray[np.int64]]
-
 
 @dataclass(frozen=True)
 class Attempt:
@@ -78,7 +74,7 @@ class Survival:
 def survive(
     crash: EngineCrash,
     settings: EngineSettings,
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | EngineModel,
     chunks: Chunks,
     out: str | os.PathLike[str],
     *,
@@ -93,6 +89,7 @@ def survive(
     """
     if crash.is_unusable:
         return Survival(node={}, traced=None, settings=None, run=None)
+    model = OneFile(Path(model)) if isinstance(model, (str, os.PathLike)) else model
     traced = _trace(settings, model, chunks, out, overrides)
     node = traced.node if traced is not None and traced.node else crash.node
     tried: list[Attempt] = []
@@ -103,7 +100,7 @@ def survive(
             continue
         try:
             _try_prefix(candidate, model, chunks[0], Path(out), taps, overrides)
-            run = Engine(candidate).capture(model, chunks, out, taps=taps, overrides=overrides, meta=meta)
+            run = model.capture(candidate, chunks, out, taps=taps, overrides=overrides, meta=meta)
         except EngineCrash as again:
             tried.append(Attempt(label, differences, again.signal_name or again.kind))
             continue
@@ -124,8 +121,8 @@ def _fitting(settings: EngineSettings, changes: Mapping[str, Any]) -> dict[str, 
 
 def _try_prefix(
     settings: EngineSettings,
-    model: str | os.PathLike[str],
-    chunk: Sequence[int] | NDArray[np.int64],
+    model: EngineModel,
+    chunk: Chunk,
     out: Path,
     taps: Sequence[str] | None,
     overrides: Sequence[str],
@@ -133,20 +130,20 @@ def _try_prefix(
     quick = settings.changed(time_limit_s=min(settings.time_limit_s, _PREFIX_LIMIT_S))
     path = out.with_name(out.name + ".prefix")
     try:
-        Engine(quick).capture(model, [chunk[:PREFIX_TOKENS]], path, taps=taps, overrides=overrides)
+        model.capture(quick, [chunk[:PREFIX_TOKENS]], path, taps=taps, overrides=overrides)
     finally:
         path.unlink(missing_ok=True)
 
 
 def _trace(
     settings: EngineSettings,
-    model: str | os.PathLike[str],
+    model: EngineModel,
     chunks: Chunks,
     out: str | os.PathLike[str],
     overrides: Sequence[str],
 ) -> EngineCrash | None:
     try:
-        Engine(settings).capture(model, chunks, out, overrides=overrides, trace=True)
+        model.capture(settings, chunks, out, overrides=overrides, trace=True)
     except EngineCrash as crash:
         return crash
     return None

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from diffharness.captures import CaptureWriter
+from diffharness.captures import CaptureWriter, Float32Array
 from diffharness.engine.capture import NodeReader
-from diffharness.engine.decoding import Entry, check_tokens, decode, logits, n_vocab
+from diffharness.engine.decoding import Entry, check_tokens, decode, decode_states, logits, n_vocab, read_states
 from diffharness.engine.exercise import serve_cells
 from diffharness.engine.loading import devices
 from diffharness.engine.nodes import is_wanted, table_for
@@ -46,15 +46,19 @@ def _capture(session: Session, job: Job) -> dict[str, Any]:
     """Evaluate chunks, each from an empty cache; logits of all positions and the wanted taps to a capture.
 
     Without taps no callback is installed, so that the run is what a user's would be. `trace` writes
-    nothing but notes what begins. Returns the taps, node count, seconds, and what the engine is.
+    nothing but notes what begins. With `states`, a tap of a capture, the chunks' tokens are only counted, and their
+    hidden states from there go in. Returns the taps, node count, seconds, and what the engine is.
     """
     llama, chunks, trace = session.llama, job["chunks"], job["trace"]
     started = time.monotonic()
     n_tokens = sum(map(len, chunks))
+    states = None if job["states"] is None else read_states(job["states"])
     writer = None if trace else CaptureWriter(job["out"], n_tokens, job["meta"])
     with writer or nullcontext(), session.model(job) as model:
         table = table_for(_metadata(llama, model, "general.architecture"))
-        reader = NodeReader(session.ggml, table, writer, job["taps"], session.heartbeat, trace=trace)
+        reader = NodeReader(
+            session.ggml, table, writer, job["taps"], session.heartbeat, trace=trace, first_layer=job["first_layer"]
+        )
         wants_nodes = trace or job["taps"] is None or bool(job["taps"])
         callback = llama.ggml_backend_sched_eval_callback(reader.callback) if wants_nodes else None
         with session.context(job, model, max(map(len, chunks)), callback) as context:
@@ -64,7 +68,10 @@ def _capture(session: Session, job: Job) -> dict[str, Any]:
             for done, chunk in enumerate(chunks):
                 session.forget(context)
                 reader.start_chunk(row)
-                _evaluate(session, context, model, chunk, row, writer, reader)
+                if states is None:
+                    _evaluate(session, context, model, chunk, row, writer, reader)
+                else:
+                    _evaluate_states(session, context, model, states[row : row + len(chunk)], row, writer, reader)
                 row += len(chunk)
                 session.send("progress", done=done + 1, of=len(chunks))
             evaluated = time.monotonic()
@@ -96,6 +103,27 @@ def _evaluate(
         entries = [Entry(token, at) for at, token in enumerate(chunk[start : start + n_batch], start=start)]
         decode(llama, context, entries, row + start, reader)
         values = logits(llama, context, (len(entries), n_vocab(llama, model)), row + start)
+        if writer is not None:
+            writer.write("logits", row + start, values)
+
+
+def _evaluate_states(
+    session: Session,
+    context: Any,
+    model: Any,
+    states: Float32Array,
+    row: int,
+    writer: CaptureWriter | None,
+    reader: NodeReader,
+) -> None:
+    """Decode one chunk of hidden states [n, width] in pieces of n_ubatch: one graph each, so that rows are counted."""
+    llama = session.llama
+    step = min(llama.llama_n_batch(context), llama.llama_n_ubatch(context))
+    for start in range(0, len(states), step):
+        piece = states[start : start + step]
+        reader.start_fed(row + start, len(piece))
+        decode_states(llama, context, model, piece, start, row + start, reader)
+        values = logits(llama, context, (len(piece), n_vocab(llama, model)), row + start)
         if writer is not None:
             writer.write("logits", row + start, values)
 

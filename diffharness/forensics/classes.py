@@ -12,8 +12,10 @@ from diffharness.taps import split
 # Class by the name without its layer; the first pattern that fits counts.
 _PATTERNS: tuple[tuple[str, str], ...] = (
     ("router", "ffn_gate_inp*"),
+    ("router", "exp_probs_b*"),
     ("scalars", "*.scale"),
     ("scalars", "layer_output_scale.*"),
+    ("scalars", "attn_sinks.*"),
     ("norms", "*norm*"),
     ("experts", "*_exps.*"),
     ("experts", "*_shexp.*"),
@@ -21,20 +23,33 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("attn_k", "attn_k.*"),
     ("attn_v", "attn_v.*"),
     ("attn_qkv", "attn_qkv.*"),
+    ("attn_q", "attn_q_[ab].*"),  # latent attention: to the compressed query and from it
+    ("attn_kv", "attn_kv_a_mqa.*"),
+    ("attn_kv", "attn_kv_b.*"),
+    ("attn_k", "attn_k_b.*"),
+    ("attn_v", "attn_v_b.*"),
+    ("attn_gate", "attn_gate.*"),
     ("attn_output", "attn_output.*"),
+    ("ssm_in", "ssm_in.*"),
+    ("ssm_in", "shortconv.in_proj.*"),
+    ("ssm_out", "ssm_out.*"),
+    ("ssm_out", "shortconv.out_proj.*"),
+    ("ssm", "ssm_*"),
+    ("ssm", "shortconv.*"),
     ("ffn_gate", "ffn_gate.*"),
     ("ffn_up", "ffn_up.*"),
     ("ffn_down", "ffn_down.*"),
     ("embedding", "*token_embd.*"),
+    ("embedding", "position_embd.*"),
     ("output", "output.*"),
 )
 OTHER = "other"
 # In the order of a layer's computation.
 CLASSES = (
-    "embedding", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
-    "router", "experts", "norms", "scalars", OTHER, "output",
+    "embedding", "attn_q", "attn_k", "attn_v", "attn_kv", "attn_qkv", "attn_gate", "attn_output", "ssm_in", "ssm",
+    "ssm_out", "ffn_gate", "ffn_up", "ffn_down", "router", "experts", "norms", "scalars", OTHER, "output",
 )  # fmt: skip
-ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output"})
+ATTENTION = frozenset(klass for klass in CLASSES if klass.startswith("attn_"))
 
 
 def class_of(name: str) -> str:

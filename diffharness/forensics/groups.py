@@ -41,8 +41,8 @@ def joined(groups: Iterable[Group]) -> Group:
 
 def family(name: str) -> str:
     """What a tensor is put back with: its class, or its own name without its layer where the class is a mixed bag."""
-    klass = class_of(name)
-    return split(name)[1].rpartition(".")[0] if klass in ("scalars", OTHER) else klass
+    klass, rest = class_of(name), split(name)[1]
+    return rest.rpartition(".")[0] or rest if klass in ("scalars", OTHER) else klass
 
 
 def by_class(names: Collection[str]) -> list[Group]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffharness.errors import InconclusiveError
 from diffharness.legs._graph_pass import GraphShape, PassResult, judge_pass, judged_nmse
-from diffharness.legs.compare import TapComparison
+from diffharness.legs.compare import Choice, TapComparison
 from diffharness.records import TapRow
 from diffharness.reference.hypotheses import Hypothesis, Place, Scene, altered, proposals
 from diffharness.reference.local import Chunk, LocalForward
@@ -106,7 +106,7 @@ class LocalTrials:
     kinds: Sequence[str]
     floors: Floors
     arithmetic: Sequence[str]  # conventions that are on
-    top_k: int | None
+    choice: Choice | None
     budget: Budget
     reserve: int = 0  # evaluations to be left for what follows
 
@@ -117,7 +117,7 @@ class LocalTrials:
         for chunk in chunks:
             starts[chunk.rows.start] = n_tokens
             n_tokens += len(chunk.ids)
-        comparison = TapComparison(n_tokens, top_k=self.top_k)
+        comparison = TapComparison(n_tokens, choice=self.choice)
 
         def on_tap(name: str, value: Tensor, rows: slice) -> None:
             tap = layer_tap(place, name) if isinstance(place, int) else name

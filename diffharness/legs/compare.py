@@ -10,7 +10,7 @@ little more than reading them; errors are good to five digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,9 @@ from diffharness.words import listed
 FloatArray = NDArray[np.floating[Any]]
 Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+
+Choice = Callable[[int, FloatArray], NDArray[np.integer[Any]]]
+"""A layer's number and its router's logits [n, n_expert] to the experts of each token [n, n_used], in any order."""
 
 _BLOCK_ELEMENTS = 1 << 18  # a difference that stays in the cache
 
@@ -152,13 +155,13 @@ class TapErrors:
 class TapComparison:
     """Feed it every tap as the reference streams by; read rows in graph order at the end.
 
-    `top_k` is the number of experts used per token, where the model routes: from `moe_logits` it
-    follows which tokens took other experts on the two sides.
+    `choice` is how a model that routes chooses experts: from `moe_logits` it follows which tokens took
+    others on the two sides.
     """
 
-    def __init__(self, n_tokens: int, *, top_k: int | None = None) -> None:
+    def __init__(self, n_tokens: int, *, choice: Choice | None = None) -> None:
         self.n_tokens = n_tokens
-        self._top_k = top_k
+        self._choice = choice
         self._taps: dict[str, TapErrors] = {}
         self._flips: dict[int, BoolArray] = {}  # by layer: tokens whose local choice of experts differs
 
@@ -197,9 +200,9 @@ class TapComparison:
         if local is not None and entry.local is not None:
             entry.local.add(start, engine, local)
         layer, name = split(tap)
-        if name == "moe_logits" and layer is not None and local is not None and self._top_k:
+        if name == "moe_logits" and layer is not None and local is not None and self._choice:
             flips = self._flips.setdefault(layer, np.zeros(self.n_tokens, dtype=np.bool_))
-            flips[start : start + len(engine)] = other_experts(engine, local, self._top_k)
+            flips[start : start + len(engine)] = other_experts(engine, local, layer, self._choice)
 
     @property
     def taps(self) -> list[TapErrors]:
@@ -214,14 +217,15 @@ class TapComparison:
         return self._flips.get(layer)
 
 
-def other_experts(a: FloatArray, b: FloatArray, top_k: int) -> BoolArray:
-    """Which rows of [n, n_expert] router logits choose another set of `top_k` experts: [n]."""
-    k = min(top_k, a.shape[1])
+def highest(top_k: int) -> Choice:
+    """The choice of the `top_k` experts with the highest logits."""
+    return lambda layer, logits: np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
 
-    def chosen(x: FloatArray) -> NDArray[np.int64]:
-        return np.sort(np.argsort(-x, axis=1, kind="stable")[:, :k], axis=1)
 
-    return np.asarray((chosen(a) != chosen(b)).any(axis=1))
+def other_experts(a: FloatArray, b: FloatArray, layer: int, choice: Choice) -> BoolArray:
+    """Which rows of two [n, n_expert] router logits of a layer choose another set of experts: [n]."""
+    ours, theirs = (np.sort(choice(layer, x), axis=1) for x in (a, b))
+    return np.asarray((ours != theirs).any(axis=1))
 
 
 def unmatched(engine: Iterable[str], reference: Iterable[str]) -> Unmatched:

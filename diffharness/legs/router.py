@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from diffharness.legs.compare import BoolArray, other_experts
+from diffharness.legs.compare import BoolArray, Choice, other_experts
 from diffharness.metrics import Float64Array, FloatArray, log_softmax
 from diffharness.records.noise import RouterFlip, RouterFlips
 
@@ -19,7 +19,9 @@ MOST = 10  # flips listed
 ByLayer = Mapping[int, FloatArray]  # router logits [n_tokens, n_expert]
 
 
-def flips(reference: ByLayer, engine: ByLayer, simulated: ByLayer, top_k: int, kl: Float64Array) -> RouterFlips | None:
+def flips(
+    reference: ByLayer, engine: ByLayer, simulated: ByLayer, choice: Choice, kl: Float64Array
+) -> RouterFlips | None:
     """Layers that all three sides have; `kl` [n_tokens] of the reference's distribution to the engine's.
 
     None where no layer was routed.
@@ -27,14 +29,14 @@ def flips(reference: ByLayer, engine: ByLayer, simulated: ByLayer, top_k: int, k
     shared = sorted(reference.keys() & engine.keys() & simulated.keys())
     if not shared:
         return None
-    by_engine = {il: other_experts(engine[il], reference[il], top_k) for il in shared}
+    by_engine = {il: other_experts(engine[il], reference[il], il, choice) for il in shared}
     touched: BoolArray = np.logical_or.reduce(list(by_engine.values()))
     where = [(il, token) for il in shared for token in np.flatnonzero(by_engine[il]).tolist()]
-    found = [_flip(il, token, reference[il], engine[il], top_k) for il, token in where]
+    found = [_flip(il, token, reference[il], engine[il], choice) for il, token in where]
     return RouterFlips(
         decisions=sum(len(reference[il]) for il in shared),
         flipped=len(found),
-        expected=sum(int(other_experts(simulated[il], reference[il], top_k).sum()) for il in shared),
+        expected=sum(int(other_experts(simulated[il], reference[il], il, choice).sum()) for il in shared),
         worst=sorted(found, key=lambda flip: -flip.margin)[:MOST],
         tokens=int(touched.sum()),
         kl_flipped=_mean(kl[touched]),
@@ -42,13 +44,13 @@ def flips(reference: ByLayer, engine: ByLayer, simulated: ByLayer, top_k: int, k
     )
 
 
-def _flip(il: int, token: int, reference: FloatArray, engine: FloatArray, top_k: int) -> RouterFlip:
-    """Of the experts that differ, the likeliest one dropped and the least likely one taken."""
+def _flip(il: int, token: int, reference: FloatArray, engine: FloatArray, choice: Choice) -> RouterFlip:
+    """Of the experts that differ, the likeliest one dropped and the least likely one taken, by the softmax."""
     p = np.exp(log_softmax(reference[token : token + 1]))[0]
-    ours, theirs = (set(np.argsort(-side[token], kind="stable")[:top_k].tolist()) for side in (reference, engine))
+    ours, theirs = (set(choice(il, side[token : token + 1])[0].tolist()) for side in (reference, engine))
     dropped = max(ours - theirs, key=lambda expert: p[expert])
     taken = min(theirs - ours, key=lambda expert: p[expert])
-    margin = float(p[dropped] - p[taken])
+    margin = abs(float(p[dropped] - p[taken]))  # the softmax is not always what they are chosen by
     return RouterFlip(layer=il, token=token, dropped=dropped, taken=taken, margin=margin)
 
 

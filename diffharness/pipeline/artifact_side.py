@@ -20,7 +20,7 @@ from diffharness.pipeline.attention import Watching, judged
 from diffharness.pipeline.exchanging import exchange_of
 from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.inputs import Inputs
-from diffharness.pipeline.inspecting import patterns_of
+from diffharness.pipeline.inspecting import patterns_of, plain_kinds
 from diffharness.pipeline.reference_runs import Logits, Precision, shape_of
 from diffharness.pipeline.work import Work
 from diffharness.records import MetadataRow
@@ -110,6 +110,27 @@ def run_all(work: Work, checkpoint: Checkpoint, precision: Precision, artifact_l
     beside = watched["control"] if control_taps is not None else None
     outcome.findings.extend(judged(watched["checkpoint"], watched["artifact"], beside, shape, work.floors).findings)
     return ArtifactSide(outcome, logits)
+
+
+def without_forward(work: Work, checkpoint: Checkpoint) -> ArtifactSide:
+    """Every tensor and key compared, where the reference cannot compute the model."""
+    artifact = work.inputs.artifact
+    with Quantizer(work.request.engine) as quantizer, work.timings.step("tensors"):
+        work.request.say("comparing tensors with the checkpoint's")
+        control = Control(checkpoint, artifact, quantizer.quantize)
+        drift = tensor_errors(artifact, checkpoint, control, work.floors)
+    kinds = plain_kinds(checkpoint.tensors)
+    longest = max(map(len, work.inputs.fixture.chunks()))
+    damaged = [t for t in drift.tensors if t.damaged and not t.non_finite]
+    places, relations = patterns_of(artifact, artifact, checkpoint, damaged, drift.tensors, kinds)
+    inputs = ArtifactInputs(
+        kinds=kinds,
+        metadata=differences(artifact.metadata, checkpoint.metadata, artifact.arch, n_tokens=longest),
+        drift=drift,
+        places=places,
+        relations=relations,
+    )
+    return ArtifactSide(artifact_leg.judge(inputs, work.floors))
 
 
 def _with_lineage(

@@ -9,9 +9,7 @@ from diffharness.errors import ArtifactFileError, InconclusiveError, Unsupported
 from diffharness.fixture import Fixture
 from diffharness.forensics.findings import non_finite_finding
 from diffharness.legs import graph as graph_leg
-from diffharness.legs import settings as settings_leg
 from diffharness.legs.graph import GraphOutcome
-from diffharness.legs.settings import SettingsOutcome
 from diffharness.metrics import mean_nll, nll_per_position, perplexity
 from diffharness.pipeline import (
     artifact_side,
@@ -23,13 +21,12 @@ from diffharness.pipeline import (
     noise,
     overrides,
     reference_runs,
+    settings_side,
+    strict_way,
 )
 from diffharness.pipeline.artifact_side import ArtifactSide
-from diffharness.pipeline.cell_runs import WHOLE, Strict
 from diffharness.pipeline.engine_runs import EngineRuns
 from diffharness.pipeline.folder import run_folder
-from diffharness.pipeline.grid_run import run_grid
-from diffharness.pipeline.grids import load_grid
 from diffharness.pipeline.inputs import Inputs, open_inputs
 from diffharness.pipeline.kernel_side import KernelSide
 from diffharness.pipeline.reference_runs import GraphRuns, Logits, Precision
@@ -53,7 +50,10 @@ from diffharness.records import (
     Subject,
 )
 from diffharness.reference.runner import Reference
+from diffharness.taps import split
 from diffharness.weights.check import non_finite
+
+_NO_CHECKPOINT = "there is no checkpoint to compare with: give it with --checkpoint"
 
 
 def run(request: RunRequest) -> RunRecord:
@@ -74,10 +74,18 @@ def run(request: RunRequest) -> RunRecord:
 def _ended(request: RunRequest, timings: Timings) -> RunRecord:
     try:
         with timings.step("open"):
-            inputs = open_inputs(request.model, request.checkpoint, request.fixture, request.n_tokens, request.engine)
+            inputs = open_inputs(
+                request.model,
+                request.checkpoint,
+                request.fixture,
+                request.n_tokens,
+                request.engine,
+                need_reference=False,
+            )
         before = _stamps(inputs)
         with run_folder(request.out) as folder:
-            record = _run(Work(request, inputs, folder, timings))
+            work = Work(request, inputs, folder, timings)
+            record = _run(work) if inputs.gap is None else _without_reference(work, inputs.gap)
         if _stamps(inputs) != before:
             raise InconclusiveError(
                 f"{inputs.artifact.label} or its checkpoint changed while they were being run",
@@ -99,29 +107,22 @@ def _run(work: Work) -> RunRecord:
     precision = Precision(request.dtype, request.device)
     # refuses a device that is not there before the engine has worked for it
     Reference(inputs.artifact, dtype=request.dtype, device=request.device)
-    findings: list[Finding] = [
-        *inputs.tokens.findings,
-        *overrides.check(request.overrides, inputs.artifact.kv_types),
-    ]
-    with work.timings.step("scan"):
-        request.say(f"reading {inputs.artifact.label} for values that are not finite")
-        broken = {found.tensor: found.count for found in non_finite(inputs.artifact)}
-    if broken:
-        findings.append(non_finite_finding(broken))
+    findings, broken = _before_the_legs(work)
 
-    with engine_runs.strict_file(work) as strict_path:
-        engine = engine_runs.run_all(work, strict_path)
+    with strict_way.strict_model(work) as chosen:
+        engine = engine_runs.run_all(work, chosen)
         with work.timings.step("reference: graph"):
             graph_runs = _graph_runs(work, engine, precision)
         graph = _graph(graph_runs, engine)
         if graph.leg.status == "fail":
-            engine_runs.confirm(engine, work, strict_path)
-        kernel = kernel_side.run_all(work, engine, graph, strict_path)
-        engines, of_engines = engines_ab.ab_rows(work, engine, graph_runs, strict_path)
+            failing = {split(row.tap)[0] for row in graph.leg.taps if row.ok is False}
+            engine_runs.confirm(engine, work, chosen, failing)
+        kernel = kernel_side.run_all(work, engine, graph, chosen)
+        engines, of_engines = engines_ab.ab_rows(work, engine, graph_runs, chosen)
     findings += engine.findings
     findings += [_under_settings(f, request) for f in _explained(work, engine, kernel, graph_runs, precision)]
     findings += kernel.kernel.findings
-    settings = _settings(work, engine)
+    settings = settings_side.run_all(work, engine)
     findings += settings.findings
     if request.noise:
         told = noise.judge_noise(
@@ -154,6 +155,54 @@ def _run(work: Work) -> RunRecord:
         subject=_subject(request, inputs, engine),
         repro=request.repro,
     )
+
+
+def _without_reference(work: Work, gap: str) -> RunRecord:
+    """Everything that needs no forward of our own: native engine, kernels, settings, tensors and keys.
+
+    Without the graph leg nothing is said to agree.
+    """
+    request, inputs = work.request, work.inputs
+    request.say(f"there is no reference for this file: {gap}")
+    findings, broken = _before_the_legs(work)
+    engine = engine_runs.run_native(work, EngineRuns())
+    graph = GraphOutcome(GraphLeg(reason=gap), None, [])
+    kernel = kernel_side.run_native(work, engine, graph)
+    settings = settings_side.run_all(work, engine)
+    artifact = _artifact_without_forward(work)
+    findings += [_no_reference(gap), *engine.findings, *kernel.kernel.findings, *settings.findings]
+    findings += [f for f in artifact.outcome.findings if not (broken and f.kind == "artifact.file")]
+    legs = Legs(
+        tokens=inputs.tokens.leg,
+        graph=graph.leg,
+        kernel=kernel.kernel.leg,
+        settings=settings.leg,
+        artifact=artifact.outcome.leg,
+    )
+    return RunRecord(
+        verdict=verdict.decide(findings, legs, model=str(request.model)),
+        first_divergence=kernel.first_divergence or settings.first_divergence or artifact.outcome.first_divergence,
+        legs=legs,
+        scores=_scores(inputs.fixture, None, {}, engine),
+        findings=findings,
+        subject=_subject(request, inputs, engine),
+        repro=request.repro,
+    )
+
+
+def _no_reference(gap: str) -> Finding:
+    message = f"the reference cannot compute this file, so that the engine's graph was not compared: {gap}"
+    return Finding(kind="inconclusive", leg="graph", message=message, next_step="diffharness archs")
+
+
+def _before_the_legs(work: Work) -> tuple[list[Finding], dict[str, int]]:
+    """Findings on tokens, overrides and values that are not finite; and how many of these, by tensor."""
+    inputs, request = work.inputs, work.request
+    findings = [*inputs.tokens.findings, *overrides.check(request.overrides, inputs.artifact.kv_types)]
+    with work.timings.step("scan"):
+        request.say(f"reading {inputs.artifact.label} for values that are not finite")
+        broken = {found.tensor: found.count for found in non_finite(inputs.artifact)}
+    return [*findings, *([non_finite_finding(broken)] if broken else [])], broken
 
 
 # -- legs ---------------------------------------------------------------------------------------------
@@ -195,24 +244,6 @@ def _under_settings(finding: Finding, request: RunRequest) -> Finding:
     return finding.model_copy(update={"message": f"{finding.message}; under {', '.join(told)}"})
 
 
-def _settings(work: Work, engine: EngineRuns) -> SettingsOutcome:
-    """The callback's pairs, and the grid's cells on the native run."""
-    if engine.native is None or work.request.grid is None:
-        return settings_leg.judge(engine.pairs, reason=engine.reason)
-    with work.timings.step("settings"):
-        strict = None if engine.strict is None else Strict(engine.strict.open().read("logits"))
-        cells = run_grid(work, load_grid(work.request.grid), engine.native, strict)
-    # The leg passes without the cells that were not compared, and says why; the base's own setting is none of them.
-    unheard = [
-        f"{row.label}: {row.reason}"
-        for row in cells.rows
-        if row.status == "not judged" or (row.status == "not run" and (row.changes or row.feed != WHOLE.way))
-    ]
-    reason = "; ".join(part for part in (engine.reason, *unheard) if part) or None
-    judged = settings_leg.judge([*engine.pairs, *cells.pairs], reason=reason)
-    return SettingsOutcome(judged.leg, judged.first_divergence, [*judged.findings, *cells.findings])
-
-
 def _graph_runs(work: Work, engine: EngineRuns, precision: Precision) -> GraphRuns | None:
     if engine.strict is None:
         return None
@@ -230,12 +261,28 @@ def _graph_runs(work: Work, engine: EngineRuns, precision: Precision) -> GraphRu
 def _graph(runs: GraphRuns | None, engine: EngineRuns) -> GraphOutcome:
     if runs is None or engine.strict is None:
         return GraphOutcome(GraphLeg(reason=engine.reason or "the strict engine did not run"), None, [])
-    return graph_leg.judge(runs.definition, runs.conventions, engine_taps=engine.strict.taps, reference_taps=runs.taps)
+    judged = graph_leg.judge(
+        runs.definition,
+        runs.conventions,
+        engine_taps=engine.strict.taps,
+        reference_taps=runs.taps,
+        unread=runs.unread,
+    )
+    judged.leg.strict = engine.way
+    return judged
+
+
+def _artifact_without_forward(work: Work) -> ArtifactSide:
+    if work.inputs.checkpoint is not None:
+        return artifact_side.without_forward(work, work.inputs.checkpoint)
+    if work.request.checkpoint is not None:
+        return artifact_side.not_run(f"there are no names that {work.inputs.artifact.arch} checkpoints are read by")
+    return artifact_side.not_run(_NO_CHECKPOINT)
 
 
 def _artifact(work: Work, precision: Precision, artifact_logits: Logits | None) -> ArtifactSide:
     if work.inputs.checkpoint is None:
-        return artifact_side.not_run("there is no checkpoint to compare with: give it with --checkpoint")
+        return artifact_side.not_run(_NO_CHECKPOINT)
     return artifact_side.run_all(work, work.inputs.checkpoint, precision, artifact_logits)
 
 

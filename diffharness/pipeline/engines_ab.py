@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from diffharness.captures import Capture
-from diffharness.engine.runner import EVERY_TAP, LOGITS_ONLY, Engine, EngineCrash, EngineRun
+from diffharness.engine.models import EngineModel, OneFile
+from diffharness.engine.runner import EVERY_TAP, LOGITS_ONLY, EngineCrash, EngineRun
 from diffharness.engine.strict import strict_settings
 from diffharness.legs import engines as engines_leg
 from diffharness.legs.engines import EngineLogits
@@ -16,6 +16,7 @@ from diffharness.metrics import FloatArray, nll_per_position, nmse, perplexity
 from diffharness.pipeline.crashes import crash_finding
 from diffharness.pipeline.engine_runs import EngineRuns
 from diffharness.pipeline.reference_runs import GraphRuns, experts_used
+from diffharness.pipeline.strict_way import Chosen
 from diffharness.pipeline.work import Work
 from diffharness.records import EngineRow, Finding
 from diffharness.settings import EngineSettings
@@ -24,11 +25,11 @@ _OF_THE_BUILD = frozenset({"lib_dir", "python"})
 
 
 def ab_rows(
-    work: Work, engine: EngineRuns, graph: GraphRuns | None, strict_path: Path
+    work: Work, engine: EngineRuns, graph: GraphRuns | None, chosen: Chosen
 ) -> tuple[list[EngineRow], list[Finding]]:
     """The first engine's row and one for each of `work.request.others`, and what follows from them.
 
-    Without others, or where the first's native run did not come to an end, there are no rows. `strict_path` is the
+    Without others, or where the first's native run did not come to an end, there are no rows. `chosen` is the
     artifact as F32, `graph` the reference's passes against the first engine's strict run.
     """
     others, native = work.request.others, engine.native
@@ -57,7 +58,7 @@ def ab_rows(
                 findings.append(found.model_copy(update={"kind": None}) if refused else found)
                 rows.append(EngineRow(name=settings.name, status="not_run", reason=crash.message))
                 continue
-            logits = EngineLogits(_logits(run), other.strict(strict_path, findings))
+            logits = EngineLogits(_logits(run), other.strict(chosen.model, findings))
             row = _row(settings, run.info, logits.native, work)
             row.settings = {k: v for k, v in native.settings.differences(settings).items() if k not in _OF_THE_BUILD}
             _first_tap(row, other, native, logits.native, of_first.native)
@@ -83,31 +84,30 @@ class _Other:
 
     def __init__(self, work: Work, settings: EngineSettings, index: int) -> None:
         self.work, self.settings, self.index = work, settings, index
+        self.artifact = OneFile(work.inputs.artifact.paths[0])
 
     def native(self) -> EngineRun:
         """As a user would run it. Raises EngineCrash."""
-        return self.capture(self.settings, self.work.inputs.artifact.paths[0], "native", LOGITS_ONLY)
+        return self.capture(self.settings, self.artifact, "native", LOGITS_ONLY)
 
-    def strict(self, path: Path, findings: list[Finding]) -> FloatArray | None:
+    def strict(self, model: EngineModel, findings: list[Finding]) -> FloatArray | None:
         """Logits of the strict run, or a finding that says why there are none."""
         try:
-            return _logits(self.capture(strict_settings(self.settings), path, "strict", LOGITS_ONLY))
+            return _logits(self.capture(strict_settings(self.settings), model, "strict", LOGITS_ONLY))
         except EngineCrash as crash:
             findings.append(crash_finding(f"{self.settings.name}, strict", crash))
             return None
 
     def every_tap(self, settings: EngineSettings, what: str) -> Capture:
         """A native run with every tap, under this engine's settings or the first's."""
-        return self.capture(settings, self.work.inputs.artifact.paths[0], what, EVERY_TAP).open()
+        return self.capture(settings, self.artifact, what, EVERY_TAP).open()
 
-    def capture(self, settings: EngineSettings, model: Path, what: str, taps: Sequence[str] | None) -> EngineRun:
+    def capture(self, settings: EngineSettings, model: EngineModel, what: str, taps: Sequence[str] | None) -> EngineRun:
         work = self.work
         out = work.folder / f"engine-{self.index}-{what}.safetensors"
         meta = {"fixture": work.inputs.fixture.ids_sha256, "artifact": work.inputs.artifact.label, "run": what}
         overrides = work.request.overrides
-        return Engine(settings).capture(
-            model, work.inputs.fixture.chunks(), out, taps=taps, overrides=overrides, meta=meta
-        )
+        return model.capture(settings, work.inputs.fixture.chunks(), out, taps=taps, overrides=overrides, meta=meta)
 
 
 def _first_tap(row: EngineRow, other: _Other, native: EngineRun, logits: FloatArray, of_first: FloatArray) -> None:

@@ -13,7 +13,7 @@ from diffharness.fixture import Fixture
 from diffharness.legs import graph as graph_leg
 from diffharness.legs.explain import Budget, LocalTrials, search
 from diffharness.legs.graph import GraphOutcome, PassResult
-from diffharness.pipeline import engine_runs, overrides, reference_runs
+from diffharness.pipeline import engine_runs, overrides, reference_runs, strict_way
 from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.inputs import open_inputs
 from diffharness.pipeline.reference_runs import GraphRuns, Precision
@@ -65,16 +65,16 @@ def explain_divergence(
         kinds=[model.layer_kind(il) for il in range(model.n_layer)],
         floors=floors,
         arithmetic=arithmetic.conventions,
-        top_k=reference_runs.experts_used(source),
+        choice=reference_runs.choice_of(source),
         budget=Budget(max(budget, 2 * (model.n_layer + 2) + 1)),
     )
 
     def whole(changed: Steps) -> PassResult:
-        result, _, _ = reference_runs.graph_pass(
+        passed = reference_runs.graph_pass(
             source, strict, fixture, floors,
             precision=precision, n_ubatch=n_ubatch, arithmetic=arithmetic, model=changed,
         )  # fmt: skip
-        return result
+        return passed.result
 
     width = forward.weights.n_rows("token_embd.weight")
     try:
@@ -136,14 +136,15 @@ def explain(request: RunRequest, *, budget: int = BUDGET) -> ExplainRecord:
 def _explained(work: Work, budget: int) -> ExplainRecord:
     request, inputs = work.request, work.inputs
     Reference(inputs.artifact, dtype=request.dtype, device=request.device)  # refuses a device that is not there
-    with engine_runs.strict_file(work) as path:
-        engine = engine_runs.run_strict(work, path)
+    with strict_way.strict_model(work) as chosen:
+        engine = engine_runs.run_strict(work, chosen)
     findings = [*engine.findings, *overrides.check(request.overrides, inputs.artifact.kv_types)]
     explanation: Explanation | None = None
     if engine.strict is None:
         outcome = GraphOutcome(GraphLeg(reason=engine.reason or "the strict engine did not run"), None, [])
     else:
         outcome, explanation = _graph(work, engine.strict, budget)
+        outcome.leg.strict = engine.way
     findings += outcome.findings
     run = engine.strict
     return ExplainRecord(
@@ -172,7 +173,9 @@ def _graph(work: Work, run: EngineRun, budget: int) -> tuple[GraphOutcome, Expla
         runs = reference_runs.against_engine(
             artifact, strict, fixture, work.floors, precision=precision, n_ubatch=n_ubatch
         )
-    outcome = graph_leg.judge(runs.definition, runs.conventions, engine_taps=run.taps, reference_taps=runs.taps)
+    outcome = graph_leg.judge(
+        runs.definition, runs.conventions, engine_taps=run.taps, reference_taps=runs.taps, unread=runs.unread
+    )
     if outcome.leg.status != "fail":
         return outcome, None
     with work.timings.step("explain"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from diffharness.captures import Capture
 from diffharness.engine.crash import EngineCrash
 from diffharness.engine.exercising import delete
-from diffharness.legs.compare import other_experts
+from diffharness.legs.compare import Choice, other_experts
 from diffharness.legs.settings import (
     BoolArray,
     Bound,
@@ -59,10 +59,10 @@ def locate(
     floor: FloorClass,
     floors: Floors,
     *,
-    top_k: int | None = None,
+    choice: Choice | None = None,
     chunk_of: NDArray[np.int64] | None = None,
 ) -> Place:
-    """Compare the taps that both have, at fixture rows `rows`; `top_k` experts are used per token.
+    """Compare the taps that both have, at fixture rows `rows`; `choice` is how the model chooses experts, where it routes.
 
     `chunk_of` [n_tokens] numbers the chunks, all tokens being of one if not given.
 
@@ -81,8 +81,9 @@ def locate(
         above = ~(error <= allowed) & ~flipped[rows]
         if above.any():
             return Place(tap, int(rows[np.flatnonzero(above)[0]]), flipped)
-        if top_k is not None and split(tap)[1] == "moe_logits":
-            flipped[rows] |= other_experts(base.read(tap)[rows], cell.read(tap)[rows], top_k)
+        layer, name = split(tap)
+        if choice is not None and layer is not None and name == "moe_logits":
+            flipped[rows] |= other_experts(base.read(tap)[rows], cell.read(tap)[rows], layer, choice)
     return Place(None, None, flipped)
 
 
@@ -108,9 +109,9 @@ def _error(ref: Capture, other: Capture, tap: str, rows: NDArray[np.int64]) -> N
 class Locator:
     """Runs what `locate` needs: a failing cell, its base and the strict engine, with the taps."""
 
-    def __init__(self, judge: CellJudge, top_k: int | None) -> None:
-        """`top_k`: experts used per token, where the model routes."""
-        self._judge, self._top_k = judge, top_k
+    def __init__(self, judge: CellJudge, choice: Choice | None) -> None:
+        """`choice`: how the model chooses experts, where it routes."""
+        self._judge, self._choice = judge, choice
 
     def place(self, cell: Cell, judged: Judged) -> None:
         """Write into a compared cell's row where it first differs; acquit it where only near ties of experts went off.
@@ -139,14 +140,14 @@ class Locator:
             chunk_of = np.repeat(np.arange(len(runs.text.chunks)), [len(chunk) for chunk in runs.text.chunks])
             found = locate(
                 base, run.open(), strict, rounded, limit, rows, floor, judge.floors,
-                top_k=self._top_k, chunk_of=chunk_of,
+                choice=self._choice, chunk_of=chunk_of,
             )  # fmt: skip
             self._write(judged, compared, found, rows, chunk_of)
         finally:
             delete(run)
 
     def _leave(self, judged: Judged, reason: str) -> None:
-        if self._top_k is not None and judged.row.status == "fail":
+        if self._choice is not None and judged.row.status == "fail":
             judged.row.status, judged.pair = "not judged", None
             judged.row.reason = f"experts may have changed on near ties, which cannot be told here: {reason}"
 

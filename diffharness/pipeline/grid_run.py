@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 from diffharness.engine.exercising import Text
 from diffharness.engine.runner import EngineRun
-from diffharness.legs.compare import logit_stats
+from diffharness.errors import BadInputError
+from diffharness.legs.compare import Choice, highest, logit_stats
 from diffharness.pipeline.cell_judge import CellJudge, Judged
 from diffharness.pipeline.cell_runs import Base, CellRuns, Strict
 from diffharness.pipeline.first_tap import Locator
 from diffharness.pipeline.grids import Cell
+from diffharness.pipeline.reference_runs import choice_of
 from diffharness.pipeline.work import Work
 from diffharness.records import Finding, LogitStats, SettingsPair
 from diffharness.records.matrix import CellRow
@@ -44,11 +46,10 @@ def run_grid(
     meta = {"fixture": fixture.ids_sha256, "artifact": artifact.label}
     text = Text(artifact.paths[0], arch, fixture.chunks(), meta)
     held = Base(base.settings, base.open().read("logits"), base.load_s + base.eval_s)
-    top_k = _number(artifact, _EXPERTS)
     found: dict[str, Judged] = {}
     with CellRuns(text, held, strict, work.folder, overrides=request.overrides, say=request.say) as runs:
         judge = CellJudge(runs, work.floors, windowed=_number(artifact, _WINDOW) is not None)
-        locator = Locator(judge, top_k)
+        locator = Locator(judge, _choice(artifact))
         for cell in judge.order(cells):
             request.say(f"cell: {cell.label}")
             judged = found[cell.label] = judge.judge(cell)
@@ -62,6 +63,15 @@ def run_grid(
         findings=[finding for one in ordered for finding in one.findings],
         noise=None if noise is None else logit_stats(noise),
     )
+
+
+def _choice(artifact: GgufFile) -> Choice | None:
+    """How the model chooses experts; by their logits alone, where the reference does not know the architecture."""
+    try:
+        return choice_of(artifact)
+    except BadInputError:
+        top_k = _number(artifact, _EXPERTS)
+        return None if top_k is None else highest(top_k)
 
 
 def _number(artifact: GgufFile, key: str) -> int | None:

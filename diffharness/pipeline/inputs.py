@@ -19,6 +19,7 @@ from diffharness.tokenizer import CheckpointTokenizer, gguf_tokenizer_sha256
 from diffharness.weights.check import check_model
 from diffharness.weights.checkpoint import Checkpoint
 from diffharness.weights.gguf_file import GgufFile, open_gguf
+from diffharness.weights.names import MAPS
 from diffharness.weights.source import EMBEDDING
 
 DEFAULT_TEXT = "english"
@@ -33,6 +34,7 @@ class Inputs:
     checkpoint: Checkpoint | None
     fixture: Fixture
     tokens: TokensOutcome
+    gap: str | None = None  # why the reference cannot compute the artifact, where it cannot
 
     @property
     def n_ctx_train(self) -> int | None:
@@ -41,7 +43,27 @@ class Inputs:
 
 
 def open_artifact(path: Path) -> GgufFile:
-    """The GGUF, with every tensor that its architecture calls for and no other."""
+    """The GGUF, with every tensor that its architecture calls for and no other, and no key that the reference lacks."""
+    artifact = _checked(path)
+    archs.build(artifact.metadata)  # says what the reference does not know before anything runs
+    return artifact
+
+
+def open_any_artifact(path: Path) -> tuple[GgufFile, str | None]:
+    """The GGUF, and why the reference cannot compute it, if so: its architecture, or a key that makes a variant."""
+    artifact = open_gguf(path)
+    if artifact.arch not in MAPS:
+        return artifact, f"it does not know {artifact.arch!r} models"
+    artifact.close()
+    artifact = _checked(path)
+    try:
+        archs.build(artifact.metadata)
+    except UnsupportedError as error:
+        return artifact, error.message
+    return artifact, None
+
+
+def _checked(path: Path) -> GgufFile:
     artifact = open_gguf(path)
     extra = check_model(artifact)
     if extra:
@@ -51,7 +73,6 @@ def open_artifact(path: Path) -> GgufFile:
             hint="the reference would leave them out, and so compute another model than the file says",
             tensor=extra[0],
         )
-    archs.build(artifact.metadata)  # says what the reference does not know before anything runs
     return artifact
 
 
@@ -111,14 +132,26 @@ def choose_fixture(
 
 
 def open_inputs(
-    model: Path, checkpoint: Path | None, fixture: str | None, n_tokens: int | None, engine: EngineSettings
+    model: Path,
+    checkpoint: Path | None,
+    fixture: str | None,
+    n_tokens: int | None,
+    engine: EngineSettings,
+    *,
+    need_reference: bool = True,
 ) -> Inputs:
-    """All of a run's inputs; each kind of unfit input is an error of its own."""
-    artifact = open_artifact(model)
-    source = open_checkpoint(checkpoint, artifact) if checkpoint is not None else None
+    """All of a run's inputs; each kind of unfit input is an error of its own.
+
+    An artifact that the reference does not know is one too, unless that is not needed: then `gap` says what it is.
+    """
+    artifact, gap = (open_artifact(model), None) if need_reference else open_any_artifact(model)
+    source = None
+    if checkpoint is not None and (gap is None or artifact.arch in MAPS):
+        source = open_checkpoint(checkpoint, artifact)
     chosen, outcome = choose_fixture(artifact, source, fixture, n_tokens, engine)
-    memory.require(artifact, chosen.chunks())
-    inputs = Inputs(artifact, source, chosen, outcome)
+    if gap is None:
+        memory.require(artifact, chosen.chunks())
+    inputs = Inputs(artifact, source, chosen, outcome, gap)
     if inputs.n_ctx_train is not None:
         chosen.check_context(inputs.n_ctx_train)
     return inputs

@@ -7,7 +7,7 @@ the tensors of one name are in memory.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -157,9 +157,14 @@ def layer_kinds(pair: Pair) -> list[str]:
     try:
         model = archs.build(pair.checkpoint.metadata)
     except ArtifactFileError:  # a form of the architecture that only a forward would need to know
-        layers = [split(name)[0] for name in pair.checkpoint.tensors]
-        return ["layer"] * (1 + max((il for il in layers if il is not None), default=-1))
+        return plain_kinds(pair.checkpoint.tensors)
     return [model.layer_kind(il) for il in range(model.n_layer)]
+
+
+def plain_kinds(tensors: Iterable[str]) -> list[str]:
+    """`layer` for each layer that has tensors of these names, where nobody knows more of them."""
+    layers = [split(name)[0] for name in tensors]
+    return ["layer"] * (1 + max((il for il in layers if il is not None), default=-1))
 
 
 def patterns_of(

@@ -8,8 +8,8 @@ layer that fails holds a node that is wrong for its own inputs, the kernel is ac
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from diffharness.engine.slicing import SlicedStrict
 from diffharness.fixture import Fixture
 from diffharness.legs import kernel as kernel_leg
 from diffharness.legs.compare import logit_stats
@@ -18,6 +18,8 @@ from diffharness.legs.kernel import KernelOutcome
 from diffharness.metrics import compare_logits
 from diffharness.pipeline.engine_runs import EngineRuns
 from diffharness.pipeline.replaying import Recording, replay_leg
+from diffharness.pipeline.slice_replay import replay_slices
+from diffharness.pipeline.strict_way import Chosen
 from diffharness.pipeline.work import Work
 from diffharness.records import Divergence, KernelLeg
 from diffharness.taps import split
@@ -39,15 +41,20 @@ class KernelSide:
         return None if first is None else Divergence(leg="kernel", tap=first.node, layer=first.layer, nmse=first.nmse)
 
 
-def run_all(work: Work, engine: EngineRuns, graph: GraphOutcome, strict_path: Path) -> KernelSide:
+def run_all(work: Work, engine: EngineRuns, graph: GraphOutcome, chosen: Chosen) -> KernelSide:
     """The native engine's first tokens replayed; the strict engine's, if the graph leg fails."""
     native = _native(work, engine)
     if graph.leg.status != "fail" or engine.strict is None or not work.request.kernel_tokens:
         return KernelSide(native, graph)
-    strict = _strict(work, engine, graph, strict_path)
+    strict = _strict(work, engine, graph, chosen)
     if strict.first is None:
         return KernelSide(native, graph)
     return KernelSide(joined(native, strict), attributed(graph, strict))
+
+
+def run_native(work: Work, engine: EngineRuns, graph: GraphOutcome) -> KernelSide:
+    """The native engine's first tokens replayed, beside a graph leg that did not run."""
+    return KernelSide(_native(work, engine), graph)
 
 
 def _native(work: Work, engine: EngineRuns) -> KernelOutcome:
@@ -74,30 +81,39 @@ def _with_numbers(leg: KernelLeg, engine: EngineRuns, fixture: Fixture) -> Kerne
     return leg.model_copy(update={"logits": numbers})
 
 
-def _strict(work: Work, engine: EngineRuns, graph: GraphOutcome, strict_path: Path) -> KernelOutcome:
+def _strict(work: Work, engine: EngineRuns, graph: GraphOutcome, chosen: Chosen) -> KernelOutcome:
     assert engine.strict is not None, "asked for only with a strict run"
-    tokens = _until(work.inputs.fixture, graph.first_divergence, work.request.kernel_tokens)
-    work.request.say(f"the graph leg fails: replaying the strict engine's nodes on {len(tokens)} tokens")
-    with work.timings.step("replay: strict"), open_gguf(strict_path) as strict:
-        overrides = work.request.overrides
-        recording = Recording(
-            strict, tokens, engine.strict.settings, n_batch=len(tokens), n_single=0, overrides=overrides
-        )
-        return replay_leg(recording, work.request.tolerances, work.request.say)
+    assert engine.strict.capture is not None, "only a traced run has none"
+    rows = _until(work.inputs.fixture, graph.first_divergence, work.request.kernel_tokens)
+    work.request.say(f"the graph leg fails: replaying the strict engine's nodes on {rows.stop - rows.start} tokens")
+    with work.timings.step("replay: strict"):
+        if isinstance(chosen.model, SlicedStrict):
+            return replay_slices(
+                work, chosen.model, _failing(graph), engine.strict.settings, engine.strict.capture, rows
+            )
+        with open_gguf(chosen.model.path) as strict:
+            tokens, overrides = [int(each) for each in work.inputs.fixture.ids[rows]], work.request.overrides
+            recording = Recording(
+                strict, tokens, engine.strict.settings, n_batch=len(tokens), n_single=0, overrides=overrides
+            )
+            return replay_leg(recording, work.request.tolerances, work.request.say)
 
 
-def _until(fixture: Fixture, first: Divergence | None, at_least: int) -> list[int]:
-    """The tokens of the chunk in which the two sides part, up to that place."""
+def _failing(graph: GraphOutcome) -> set[int | None]:
+    """Layers with a tap that fails; None outside of them."""
+    return {split(row.tap)[0] for row in graph.leg.taps if row.ok is False}
+
+
+def _until(fixture: Fixture, first: Divergence | None, at_least: int) -> slice:
+    """The rows of the chunk in which the two sides part, up to that place."""
     token = first.token if first is not None and first.token is not None else 0
     start, end = next((start, end) for start, end in fixture.chunk_bounds() if start <= token < end)
-    stop = min(end, max(start + at_least, token + 1))
-    return [int(each) for each in fixture.ids[start:stop]]
+    return slice(start, min(end, max(start + at_least, token + 1)))
 
 
 def attributed(graph: GraphOutcome, strict: KernelOutcome) -> GraphOutcome:
     """The graph leg's outcome, acquitted where wrong kernels account for every layer that fails."""
-    failing = {split(row.tap)[0] for row in graph.leg.taps if row.ok is False}
-    if strict.first is None or not failing <= strict.layers:
+    if strict.first is None or not _failing(graph) <= strict.layers:
         return graph
     why = f"a wrong kernel accounts for it: {strict.first.node} ({strict.first.op})"
     leg = graph.leg.model_copy(update={"reason": f"{graph.leg.reason}; {why}"})

@@ -19,7 +19,7 @@ from diffharness.engine.strict import strict_settings
 from diffharness.engine.survive import survive
 from diffharness.errors import ArtifactFileError, DiffharnessError, OutputError
 from diffharness.legs import settings as settings_leg
-from diffharness.pipeline import engine_runs, overrides
+from diffharness.pipeline import overrides, strict_way
 from diffharness.pipeline.cell_runs import Strict
 from diffharness.pipeline.crashes import crash_finding, crash_reason
 from diffharness.pipeline.folder import run_folder
@@ -122,12 +122,13 @@ def _strict(work: Work) -> Iterator[tuple[Strict | None, str | None]]:
     with contextlib.ExitStack() as stack:
         strict, reason = None, None
         try:
-            path = stack.enter_context(engine_runs.strict_file(work))
+            chosen = stack.enter_context(strict_way.strict_model(work))
             request.say("engine: strict")
             with work.timings.step("engine: strict"):
                 settings, out = strict_settings(request.engine), work.folder / "engine-strict.safetensors"
-                run = Engine(settings).capture(path, chunks, out, taps=(), overrides=request.overrides)
-            strict = Strict(run.open().read("logits"), path, settings)
+                run = chosen.model.capture(settings, chunks, out, taps=(), overrides=request.overrides)
+            # of slices there is no file to run in other ways: cells that need that are not judged
+            strict = Strict(run.open().read("logits"), chosen.path, settings)
         except (EngineCrash, OutputError) as error:
             strict, reason = _reference(work), error.message
         yield strict, reason

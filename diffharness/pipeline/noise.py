@@ -25,6 +25,7 @@ from diffharness.pipeline.reference_runs import (
     Logits,
     Precision,
     conventions_of,
+    choice_of,
     experts_used,
     layer_inputs,
     logits_of,
@@ -192,11 +193,11 @@ def _local(
     kinds = [model.layer_kind(il) for il in range(model.n_layer)]
     report.unmatched = unmatched(capture.taps, defined.seen).reference
     report.layers = native.layers(defined.compared, rounding.compared, kinds, rounding.drifted, work.floors)
-    top_k = experts_used(source)
-    if top_k:
+    choice = choice_of(source)
+    if choice is not None:
         kl = kl_per_position(defined.outputs["logits"], capture.read("logits"))
         routed = {il: capture.read(tap) for il in defined.routed if (tap := layer_tap(il, "moe_logits")) in capture}
-        report.router = router.flips(defined.routed, routed, rounding.routed, top_k, kl)
+        report.router = router.flips(defined.routed, routed, rounding.routed, choice, kl)
 
 
 @dataclass

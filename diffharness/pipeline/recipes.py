@@ -12,7 +12,7 @@ from pathlib import Path
 from diffharness import fixture as fixtures
 from diffharness import kld
 from diffharness.engine.quantizer import Quantizer
-from diffharness.errors import BadInputError, FixtureError
+from diffharness.errors import BadInputError, FixtureError, SettingsError
 from diffharness.fixture import Fixture
 from diffharness.forensics.recipes import Plan, Recipe, Simulated, make_plan, write_recipe
 from diffharness.kld import Series
@@ -41,6 +41,7 @@ class RecipeRequest:
     recipes: Sequence[Recipe]
     engine: EngineSettings
     ladder: str | None = None
+    optional: frozenset[str] = frozenset()  # recipes that are left out where they do not fit the model
     fixture: str | None = None
     n_tokens: int | None = None
     device: str = "cpu"
@@ -72,7 +73,7 @@ def run_recipes(request: RecipeRequest) -> RecipeRecord:
 
 
 def _run(request: RecipeRequest, checkpoint: Checkpoint, timings: Timings) -> RecipeRecord:
-    plans = [make_plan(recipe, checkpoint.tensors) for recipe in request.recipes]
+    plans, left_out = _plans(request, checkpoint)
     if request.write is not None and plans[0].simulated_only:
         raise BadInputError(
             f"recipe {plans[0].recipe.name} is simulated only: no GGUF holds what it makes of "
@@ -105,12 +106,27 @@ def _run(request: RecipeRequest, checkpoint: Checkpoint, timings: Timings) -> Re
         ladder=request.ladder,
         baseline=_baseline(checkpoint.tensors.values(), own.at(scored)),
         rungs=rungs,
+        left_out=left_out,
         written=written,
         checkpoint=checkpoint_subject(request.checkpoint, checkpoint),
         fixture=fixture_subject(fixture),
         machine=machine_subject(),
         repro=request.repro,
     )
+
+
+def _plans(request: RecipeRequest, checkpoint: Checkpoint) -> tuple[list[Plan], dict[str, str]]:
+    """Recipes laid out on the checkpoint, and why optional ones are not. Raises SettingsError where none is left."""
+    plans, left_out = list[Plan](), dict[str, str]()
+    for recipe in request.recipes:
+        try:
+            plans.append(make_plan(recipe, checkpoint.tensors))
+        except SettingsError as error:
+            last = recipe is request.recipes[-1]
+            if recipe.name not in request.optional or (last and not plans):
+                raise
+            left_out[recipe.name] = error.message
+    return plans, left_out
 
 
 def checkpoint_fixture(checkpoint: Checkpoint, name: str | None, n_tokens: int | None) -> Fixture:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from diffharness.captures import Capture, CaptureWriter
 from diffharness.fixture import Fixture
-from diffharness.legs.compare import TapComparison
+from diffharness.legs.compare import Choice, TapComparison
 from diffharness.legs.graph import GraphShape, PassResult, judge_pass
 from diffharness.metrics import compare_logits
 from diffharness.reference.model import DEFINITION, GGML, Arithmetic
@@ -134,7 +135,7 @@ def graph_pass(
 ) -> GraphPass:
     """One pass against the strict engine, judged; of another `model` where one is given."""
     reference = Reference(source, dtype=precision.dtype, device=precision.device, arithmetic=arithmetic, model=model)
-    comparison = TapComparison(fixture.n_tokens, top_k=experts_used(source))
+    comparison = TapComparison(fixture.n_tokens, choice=choice_of(source))
     seen: dict[str, None] = {}
 
     def on_tap(tap: str, own: Tensor, local: Tensor | None, rows: slice) -> None:
@@ -213,6 +214,22 @@ def experts_used(source: WeightSource) -> int | None:
     """Experts of each token; None of a model without."""
     value = source.metadata.get(f"{source.arch}.expert_used_count")
     return int(value) if value else None
+
+
+def choice_of(source: WeightSource) -> Choice | None:
+    """How the model's layers choose experts; None of a model without."""
+    if experts_used(source) is None:
+        return None
+    model = Reference(source).model
+
+    @torch.inference_mode()
+    def choose(layer: int, logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+        name = f"blk.{layer}.exp_probs_b.bias"
+        bias = torch.from_numpy(np.array(source.read(name))) if name in source.tensors else None
+        _, experts = model.route(torch.from_numpy(np.array(logits, dtype=np.float32)), bias)
+        return experts.numpy()
+
+    return choose
 
 
 def _array(value: Tensor) -> NDArray[np.floating[Any]]:

@@ -20,7 +20,7 @@ from diffharness import fixture as fixtures
 from diffharness import verdict
 from diffharness.engine.crash import EngineCrash
 from diffharness.engine.recorder import Evaluation, Recorder, one_by_one, schedule
-from diffharness.engine.runner import RESIDUALS, Engine, check_overrides
+from diffharness.engine.runner import RESIDUALS, Engine, States, check_overrides
 from diffharness.engine.survive import survive
 from diffharness.errors import ArtifactFileError, FixtureError, InconclusiveError, SettingsError, UnsupportedError
 from diffharness.fixture import Fixture
@@ -62,6 +62,8 @@ class Recording:
     n_batch: int = N_TOKENS
     n_single: int = N_SINGLE
     overrides: tuple[str, ...] = ()
+    states: States | None = None  # of a model that is a slice: what it is fed with, tokens being only counted
+    first_row: int = 0  # of the states: that of the first token
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -77,6 +79,8 @@ class Recording:
                 self.artifact.tensors,
                 overrides=self.overrides,
                 only=only,
+                states=self.states,
+                first_row=self.first_row,
             ) as nodes,
             _beside(self.settings.threads),
         ):

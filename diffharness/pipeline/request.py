@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from diffharness.settings import EngineSettings, Tolerances
 
@@ -29,6 +30,8 @@ class RunRequest:
     grid: str | None = "small"  # of configs/matrix.yaml
     explain: bool = True  # what makes a failing graph leg agree
     noise: bool = True  # the native run's error taken apart
+    strict: Literal["auto", "whole", "slices"] = "auto"  # the F32 model: in one file, or by slices of layers
+    slice_layers: int | None = None  # at most, where cuts are possible that near to each other
     out: Path | None = None
     repro: str = ""
     say: Say = field(default=lambda text: None, repr=False)

@@ -93,10 +93,22 @@ class Leg(Part):
     taps: list[TapRow] = []
 
 
+class StrictWay(Part):
+    """How the strict engine got the artifact as F32: in one file, or in slices of its layers one after another."""
+
+    way: Literal["whole", "slices"]
+    reason: str = Field(description="why this way")
+    slices: int | None = None
+    layers: int | None = Field(default=None, description="of the longest slice")
+    heads: int | None = Field(default=None, description="parts of the vocabulary whose logits were made separately")
+
+
 class GraphLeg(Leg):
     """Strict engine against the reference on the same weights: only the graph can differ."""
 
+    strict: StrictWay | None = Field(default=None, description="how the F32 model was run; null: it was not")
     unmatched: Unmatched = Unmatched()
+    unread: list[str] = Field(default=[], description="tensors of the artifact that the reference never asked for")
     per_layer: list[LayerRow] = []
     per_position: list[PositionRow] = []
     affected: str | None = Field(default=None, description="which layers and positions a failure touches")

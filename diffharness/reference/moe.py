@@ -76,11 +76,15 @@ def mix(x: Tensor, weights: Tensor, experts: Tensor, ffn: Callable[[int, Tensor]
     `ffn(expert, x[n, E])` is called once for every expert that some token was routed to, with those tokens only.
     """
     flat = x.reshape(-1, x.shape[-1])
-    chosen, share = experts.reshape(-1, experts.shape[-1]), weights.reshape(-1, weights.shape[-1])
-    out = torch.zeros_like(flat)
-    for expert in torch.unique(chosen).tolist():
-        token, rank = torch.nonzero(chosen == expert, as_tuple=True)
-        out = out.index_add(0, token, ffn(expert, flat[token]) * share[token, rank, None])
+    n_used = experts.shape[-1]
+    chosen, by_expert = experts.flatten().sort(stable=True)
+    tokens, shares = by_expert // n_used, weights.flatten()[by_expert, None]
+    present, counts = torch.unique_consecutive(chosen, return_counts=True)
+    out, start = torch.zeros_like(flat), 0
+    for expert, count in zip(present.tolist(), counts.tolist(), strict=True):
+        some = slice(start, start + count)
+        out.index_add_(0, tokens[some], ffn(expert, flat[tokens[some]]) * shares[some])
+        start += count
     return out.reshape(x.shape)
 
 
@@ -91,7 +95,9 @@ def matrix(w: Weights, name: str, expert: int) -> Tensor:
 
 def project(w: Weights, name: str, expert: int, x: Tensor) -> Tensor:
     """x[..., in] times one expert's matrix of `name`.weight, with its `.scale` and `.bias` where there are such."""
-    y = linear(x, matrix(w, name + ".weight", expert))
+    weight = matrix(w, name + ".weight", expert)
+    bias = matrix(w, name + ".bias", expert) if w.has(name + ".bias") else None
     if w.has(name + ".scale"):
-        y = y * w.get(name + ".scale")[expert]
-    return y + matrix(w, name + ".bias", expert) if w.has(name + ".bias") else y
+        y = linear(x, weight) * w.get(name + ".scale")[expert]
+        return y if bias is None else y + bias
+    return linear(x, weight, bias)

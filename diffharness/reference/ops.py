@@ -44,10 +44,10 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 def project(w: Weights, name: str, x: Tensor) -> Tensor:
     """x[..., in] times the matrix `name`.weight, times its `.scale` and plus its `.bias` where there are such."""
-    y = linear(x, w.get(name + ".weight"))
-    scale, bias = w.find(name + ".scale"), w.find(name + ".bias")
-    if scale is not None:
-        y = y * scale
+    weight, scale, bias = w.get(name + ".weight"), w.find(name + ".scale"), w.find(name + ".bias")
+    if scale is None:
+        return linear(x, weight, bias)
+    y = linear(x, weight) * scale
     return y if bias is None else y + bias
 
 

@@ -28,14 +28,17 @@ from diffharness.replay.activation_quant import MINIMA, VEC_DOT_TYPE, as_held, m
 from diffharness.weights.dequant import byte_size
 from diffharness.weights.gguf_file import GgufFile
 
-_PRODUCTS: frozenset[Callable[..., Any]] = frozenset({F.linear, torch.mm})
-_PARTS: frozenset[Callable[..., Any]] = frozenset({Tensor.__getitem__, Tensor.T.__get__})  # type: ignore[attr-defined]
+_PRODUCTS: frozenset[Callable[..., Any]] = frozenset({F.linear, torch.mm, torch.matmul})
+_PARTS: frozenset[Callable[..., Any]] = frozenset(
+    {Tensor.__getitem__, Tensor.unflatten, Tensor.T.__get__, Tensor.mT.__get__}  # type: ignore[attr-defined]
+)
 
 
 class RoundingMatrix(Tensor):
     """A matrix [out, in] of the file, or some of a stack, whose products round the other side to the type `held`.
 
-    With `minima` there are in / 32 more columns: what the codes of each block of a row are counted from.
+    With `minima` there are in / 32 more columns: what the codes of each block of a row are counted from. Whatever is
+    neither a product nor a part of the matrix does not see them, and gives a plain tensor.
     """
 
     held: str
@@ -54,8 +57,11 @@ class RoundingMatrix(Tensor):
                 x, w, *rest = args
                 operand = as_held(x, w.held) if w.minima else rounded(x, w.held)
                 return func(operand, w, *rest, **(kwargs or {}))
-            result = func(*args, **(kwargs or {}))
-            return _labelled(result, args[0].held, args[0].minima) if func in _PARTS else result
+            if func is Tensor.unbind:  # what iterating over a stack asks for
+                return [_labelled(part, args[0].held, args[0].minima) for part in args[0].unbind()]
+            if func in _PARTS:
+                return _labelled(func(*args, **(kwargs or {})), args[0].held, args[0].minima)
+            return func(*map(_plain, args), **(kwargs or {}))
 
 
 class RoundingWeights(SourceWeights):
@@ -77,6 +83,15 @@ class RoundingWeights(SourceWeights):
             return _labelled(values, held, minima=False)
         stored = self.source.raw(name).reshape(*info.shape[:-1], byte_size(info.type, info.shape[-1:]))
         return _labelled(torch.cat([values, minima(stored[rows], info.type).to(values)], dim=-1), held, minima=True)
+
+
+def _plain(x: Any) -> Any:
+    """An argument without the columns of minima, where it is or holds a matrix that has some."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(_plain, x))
+    if not isinstance(x, RoundingMatrix) or not x.minima:
+        return x
+    return x.as_subclass(Tensor)[..., : x.shape[-1] * 32 // 33]  # type: ignore[no-untyped-call]
 
 
 def round_to(x: Tensor, type_name: str) -> Tensor:

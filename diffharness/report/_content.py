@@ -17,6 +17,7 @@ from diffharness.records import (
     EngineSubject,
     Finding,
     FixtureSubject,
+    GraphLeg,
     KernelLeg,
     LayerRow,
     Leg,
@@ -139,6 +140,8 @@ def _extent(leg: Leg) -> str:
     if isinstance(leg, KernelLeg) and leg.nodes_replayed:
         tokens = f"{leg.n_batch} tokens together and {leg.n_single} alone"
         return f"{leg.nodes_replayed} of {leg.nodes_total} nodes replayed, {tokens}; its logits inform only"
+    if isinstance(leg, GraphLeg) and leg.strict is not None and leg.strict.slices is not None:
+        return f"strict engine in {leg.strict.slices} slices of at most {leg.strict.layers} layers"
     if isinstance(leg, SettingsLeg) and len(leg.pairs) > 1:
         return f"the worst of {len(leg.pairs)} pairs"
     return ""

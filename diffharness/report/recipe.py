@@ -74,6 +74,7 @@ def _remarks(record: RecipeRecord) -> list[str]:
         for rung in record.rungs
         if rung.fell_back
     ]
+    remarks += [f"left out: {why}" for why in record.left_out.values()]
     if record.written is not None:
         made = record.written
         remarks.append(

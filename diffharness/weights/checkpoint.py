@@ -22,13 +22,14 @@ from diffharness.weights.names._map import (
     AddOne,
     ArchMap,
     Layout,
+    Packed,
     PaddedRows,
     Plain,
     RotaryPairs,
     Stack,
     TensorRule,
 )
-from diffharness.weights.safetensors_file import SafetensorsFile, StoredTensor
+from diffharness.weights.safetensors_file import BYTES, SafetensorsFile, StoredTensor
 from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo
 from diffharness.words import listed
 
@@ -174,6 +175,9 @@ class Checkpoint:
 
     def _check_shape(self, found: _Resolved) -> None:
         wanted = found.rule.shape
+        if isinstance(found.layout, Packed):
+            self._check_packed(found, found.layout)
+            return
         if isinstance(found.layout, PaddedRows):
             wanted = (found.layout.n_stored, *wanted[1:])
         expected = _squeezed(wanted[1:] if isinstance(found.layout, Stack) else wanted)
@@ -191,6 +195,16 @@ class Checkpoint:
                 hint="config.json and the weights are not of one model or size",
             )
 
+    def _check_packed(self, found: _Resolved, layout: Packed) -> None:
+        for part, shape in zip(found.parts, layout.shapes, strict=True):
+            stored = self._stored(part)
+            if (stored.dtype, stored.shape) != (BYTES, shape):
+                raise CheckpointError(
+                    f"{self.label}: tensor {part} is {stored.dtype} {stored.shape}, expected {BYTES} {shape} by "
+                    "config.json",
+                    hint="config.json and the weights are not of one model or size",
+                )
+
     def _stored(self, part: str) -> StoredTensor:
         return self._where[part].tensors[part]
 
@@ -199,9 +213,8 @@ class Checkpoint:
             n = int(np.prod(found.rule.shape))
             return TensorInfo(found.rule.name, tuple(found.rule.shape), "F32", 4 * n)
         stored = [self._stored(part) for part in found.parts]
-        return TensorInfo(
-            found.rule.name, tuple(found.rule.shape), stored[0].dtype, sum(part.n_bytes for part in stored)
-        )
+        kind = found.layout.type if isinstance(found.layout, Packed) else stored[0].dtype
+        return TensorInfo(found.rule.name, tuple(found.rule.shape), kind, sum(part.n_bytes for part in stored))
 
     # ── WeightSource ─────────────────────────────────────────────────────────────────────────────
 
@@ -223,7 +236,7 @@ class Checkpoint:
             return self.take(name, slice(0, self._cut[name]))
         if not found.parts:
             return self._computed(found)
-        parts = [self._where[part].read(part) for part in found.parts]
+        parts = [self._read(found, part) for part in found.parts]
         return self._shaped(found, found.layout.to_gguf(parts), tuple(found.rule.shape))
 
     def take(self, name: str, rows: slice | IntArray) -> Float32Array:
@@ -239,10 +252,14 @@ class Checkpoint:
         if isinstance(found.layout, PaddedRows):
             return self._padded(found, np.arange(n_rows)[rows])
         if self._is_rowwise(found):
-            parts = [self._where[part].read(part, rows) for part in found.parts]
+            parts = [self._read(found, part, rows) for part in found.parts]
             taken = found.layout.to_gguf(parts)
             return self._shaped(found, taken, (parts[0].shape[0], *found.rule.shape[1:]))
         return np.ascontiguousarray(self.read(name)[rows])
+
+    def _read(self, found: _Resolved, part: str, rows: slice | IntArray | None = None) -> Float32Array:
+        file = self._where[part]
+        return file.read_bytes(part, rows) if isinstance(found.layout, Packed) else file.read(part, rows)
 
     def by_rows(self, name: str) -> bool:
         """Whether `take` reads only what it is asked for; else it reads the whole tensor each time."""

@@ -21,6 +21,7 @@ from diffharness.weights import pread
 from diffharness.weights.dequant import BLOCKS, dequantize
 from diffharness.weights.source import Float32Array, IntArray
 
+BYTES = "U8"  # safetensors' name of the type
 _LARGEST_HEADER = 100_000_000  # the library's own limit
 
 
@@ -84,14 +85,23 @@ class SafetensorsFile:
             part = pread.contiguous(slice(None) if rows is None else rows, stored.shape[0])
             if part is not None:
                 return self._floats(stored, *part)
-        raw: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8, count=stored.n_bytes, offset=stored.start)
-        shape = stored.shape
-        if rows is not None:
-            raw = np.ascontiguousarray(raw.reshape(shape[0], -1)[rows])
-            shape = (raw.shape[0], *shape[1:])
+        raw, shape = self._raw(stored, rows)
         values = dequantize(raw, stored.dtype, shape)
         self._release(stored, raw.nbytes)
         return values
+
+    def read_bytes(self, name: str, rows: slice | IntArray | None = None) -> Float32Array:
+        """A tensor of bytes, or some rows of its first axis, as float32."""
+        raw, shape = self._raw(self.tensors[name], rows)
+        return raw.astype(np.float32).reshape(shape)
+
+    def _raw(self, stored: StoredTensor, rows: slice | IntArray | None) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+        """Stored bytes, and the shape of the values that they are."""
+        raw: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8, count=stored.n_bytes, offset=stored.start)
+        if rows is None:
+            return raw, stored.shape
+        raw = np.ascontiguousarray(raw.reshape(stored.shape[0], -1)[rows])
+        return raw, (raw.shape[0], *stored.shape[1:])
 
     def _floats(self, stored: StoredTensor, first: int, n_rows: int) -> Float32Array:
         row_bytes = stored.n_bytes // max(1, stored.shape[0])

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from diffharness.cli.main import app
 from diffharness.fixture import from_ids, save_fixture
 from diffharness.pipeline.folder import run_folder
+from diffharness.records import load_record
 from diffharness.weights.gguf_file import open_gguf
 from diffharness.weights.gguf_write import encode_floats, rewrite_gguf
 from tests.e2e.conftest import MakePair, Pair
@@ -85,10 +86,12 @@ def test_sizes_that_overflow(tmp_path: Path, pair: Pair) -> None:
 
 
 def test_unknown_architecture(tmp_path: Path, pair: Pair) -> None:
-    file = rewritten(pair, tmp_path / "unknown.gguf", kv={"general.architecture": "mamba"})
+    """What needs no reference is done; where the engine does not know it either, that is nothing."""
+    file = rewritten(pair, tmp_path / "unknown.gguf", kv={"general.architecture": "rwkv7"})
     record = tmp_path / "record.json"
-    refused(invoke(file, "--json", record), "mamba", "gemma4", "qwen3moe")
-    assert not record.exists(), "a file that may be sound gets no verdict"
+    result = invoke(file, "--fixture", pair.fixture, "--json", record)
+    assert result.exit_code == 125 and "does not know 'rwkv7' models" in " ".join(result.output.split())
+    assert load_record(record).verdict.all == ["inconclusive"], "a file that may be sound is not accused"
 
 
 def test_missing_extra_and_misshapen_tensors(tmp_path: Path, pair: Pair) -> None:
@@ -190,8 +193,9 @@ def test_a_folder_made_for_a_run_that_cannot_be_goes_again(tmp_path: Path, pair:
 
 
 def test_a_name_from_the_file_cannot_steer_the_terminal(tmp_path: Path, pair: Pair) -> None:
-    file = rewritten(pair, tmp_path / "evil.gguf", kv={"general.architecture": "mamba\x1b]0;owned\x07"})
-    refused(result := invoke(file), "mamba")
+    file = rewritten(pair, tmp_path / "evil.gguf", kv={"general.architecture": "rwkv7\x1b]0;owned\x07"})
+    result = invoke(file, "--fixture", pair.fixture)
+    assert result.exit_code == 125 and "rwkv7" in result.output
     assert "\x1b" not in result.output and "\x07" not in result.output
 
 

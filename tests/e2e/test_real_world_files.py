@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from diffharness.errors import FixtureError, UnsupportedError
+from diffharness import damage
+from diffharness.errors import FixtureError
 from diffharness.fixture import from_text, save_fixture
 from diffharness.forensics.metadata import differences
 from diffharness.settings import data_dir
@@ -33,10 +34,26 @@ def with_keys(pair: Pair, out: Path, kv: dict[str, Any]) -> Pair:
     return replace(pair, gguf=out)
 
 
-def test_a_bidirectional_model_is_refused_and_not_blamed_on_the_engine(make_pair: MakePair, tmp_path: Path) -> None:
+def test_a_bidirectional_model_is_not_blamed_on_the_engine(make_pair: MakePair, tmp_path: Path) -> None:
+    """The reference does not know it; what needs none is done, and settings of batches are no question then."""
     pair = with_keys(make_pair("qwen2"), tmp_path / "bidirectional.gguf", {"qwen2.attention.causal": False})
-    with pytest.raises(UnsupportedError, match=r"qwen2\.attention\.causal"):
-        whole_run(pair)
+    record = whole_run(pair, grid="small")
+    assert record.verdict.all == ["inconclusive"] and "qwen2.attention.causal" in record.verdict.summary
+    assert record.legs.graph.status == "not_run" and "attention.causal" in (record.legs.graph.reason or "")
+    assert record.legs.kernel.status == "pass" and record.legs.kernel.nodes_replayed > 50
+
+    record = whole_run(pair, with_checkpoint=True)
+    assert record.verdict.primary == "artifact.metadata", "by the checkpoint it is causal"
+    leg = record.legs.artifact
+    assert leg.tensors and not any(row.damaged for row in leg.tensors) and leg.logits is None
+
+
+def test_damage_is_found_without_a_reference(make_pair: MakePair, tmp_path: Path) -> None:
+    pair, out = make_pair("qwen2"), tmp_path / "damaged.gguf"
+    damage.apply(pair.gguf, out, ["scale"], set_keys=["qwen2.attention.causal=bool:false"])
+    record = whole_run(replace(pair, gguf=out), with_checkpoint=True)
+    assert set(record.verdict.all) == {"artifact.weights", "artifact.metadata"}
+    assert record.legs.graph.status == "not_run"
 
 
 def test_keys_at_their_neutral_values_are_no_obstacle(make_pair: MakePair, tmp_path: Path) -> None:

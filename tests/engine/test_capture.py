@@ -29,7 +29,7 @@ class FakeGgml:
     def describe(self, node: Node) -> dict[str, Any]:
         return {"node": node.name, "op": node.op, "sources": list(node.sources)}
 
-    def values(self, address: int, n_rows: int) -> np.ndarray:
+    def values(self, address: int, n_rows: int, *, streams: bool = False) -> np.ndarray:
         return np.full((n_rows, 3), address, np.float32)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diffharness import metrics
 from diffharness.errors import InconclusiveError
-from diffharness.legs.compare import TapComparison, other_experts, unmatched
+from diffharness.legs.compare import TapComparison, highest, other_experts, unmatched
 
 
 def values(n: int = 40, width: int = 16, seed: int = 0) -> np.ndarray:
@@ -123,8 +123,8 @@ def test_shapes_that_differ_cannot_be_compared() -> None:
 def test_other_experts() -> None:
     a = np.array([[3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0]], dtype=np.float32)
     b = np.array([[2.0, 3.0, 1.0, 0.0], [3.0, 1.0, 2.0, 0.0]], dtype=np.float32)
-    assert other_experts(a, b, 2).tolist() == [False, True]
-    assert other_experts(a, b, 9).tolist() == [False, False]
+    assert other_experts(a, b, 0, highest(2)).tolist() == [False, True]
+    assert other_experts(a, b, 0, highest(9)).tolist() == [False, False]
 
 
 def test_unmatched_taps_are_listed_in_graph_order() -> None:

@@ -6,7 +6,7 @@ import pytest
 from diffharness import metrics
 from diffharness.errors import InconclusiveError
 from diffharness.legs import graph
-from diffharness.legs.compare import TapComparison
+from diffharness.legs.compare import TapComparison, highest
 from diffharness.taps import layer_tap
 
 FLOORS = {"graph.local": 1e-8, "graph.local_token": 1e-7, "graph.logits": 1e-4}
@@ -23,7 +23,7 @@ def value(tap: str) -> np.ndarray:
 
 def a_run(change=None, *, noise: float = 1e-6, skip=(), own_noise: float | None = None, top_k: int | None = None):
     """A comparison of every tap; `change(tap, engine)` may return the engine's value changed."""
-    comparison = TapComparison(N, top_k=top_k)
+    comparison = TapComparison(N, choice=None if top_k is None else highest(top_k))
     for tap in TAPS:
         if tap in skip:
             continue
@@ -178,7 +178,7 @@ def router(flip_rows, gap: float, error: float):
 
 def moe_run(gap: float, error: float, flip_rows=(10, 20), damage: bool = True):
     reference, engine = router(list(flip_rows), gap, error)
-    comparison = TapComparison(N, top_k=2)
+    comparison = TapComparison(N, choice=highest(2))
     for tap in TAPS:
         local = value(tap)
         other = local.copy()
@@ -206,7 +206,7 @@ def test_a_router_that_is_off_by_more_than_its_floor_fails() -> None:
 
 
 def test_experts_that_differ_without_a_tie_fail() -> None:
-    comparison = TapComparison(N, top_k=2)
+    comparison = TapComparison(N, choice=highest(2))
     reference, _ = router([], 0.5, 0.0)
     for tap in TAPS:
         local = reference if tap == "blk.1.moe_logits" else value(tap)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffharness.pipeline import engine_runs, reference_runs
+from diffharness.pipeline import engine_runs, reference_runs, strict_way
 from diffharness.pipeline.engines_ab import ab_rows
 from diffharness.pipeline.folder import run_folder
 from diffharness.pipeline.inputs import open_inputs
@@ -48,7 +48,7 @@ def compared(make_pair: MakePair, tmp_path: Path) -> Callable[..., Compared]:
         inputs = open_inputs(request.model, None, request.fixture, request.n_tokens, NATIVE)
         with run_folder(None) as folder:
             work = Work(request, inputs, folder, Timings())
-            with engine_runs.strict_file(work) as strict:
+            with strict_way.strict_model(work) as strict:
                 runs = engine_runs.run_all(work, strict)
                 graph = None
                 if runs.strict is not None:

@@ -10,6 +10,7 @@ import pytest
 
 from diffharness.captures import Capture, CaptureWriter
 from diffharness.engine.feeding import Feed
+from diffharness.legs.compare import highest
 from diffharness.legs.settings import Bound
 from diffharness.pipeline.cell_judge import Judged
 from diffharness.pipeline.first_tap import Locator, Place, locate
@@ -47,7 +48,8 @@ def place(tmp_path: Path, changes: dict[str, np.ndarray], *, rounded: bool = Fal
     base, cell = capture(tmp_path / "base", 1e-3), capture(tmp_path / "cell", 1e-3, changes)
     strict = capture(tmp_path / "strict", 0.0)
     controls = [capture(tmp_path / "rounded", 1e-3)] if rounded else []
-    return locate(base, cell, strict, controls, LOGITS, np.arange(N), "rounding", FLOORS, top_k=top_k)
+    choice = None if top_k is None else highest(top_k)
+    return locate(base, cell, strict, controls, LOGITS, np.arange(N), "rounding", FLOORS, choice=choice)
 
 
 def at(tap: str, token: int, size: float) -> dict[str, np.ndarray]:
@@ -120,5 +122,5 @@ def test_what_cannot_be_placed_is_not_judged_where_experts_may_nearly_tie(top_k:
     )  # fmt: skip
     pair = SettingsPair(a="base", b="several", ok=False, nmse=1.0, floor=0.1)
     judged = Judged(row, pair, compared=SimpleNamespace())  # type: ignore[arg-type]
-    Locator(SimpleNamespace(runs=None), top_k).place(cell, judged)  # type: ignore[arg-type]
+    Locator(SimpleNamespace(runs=None), None if top_k is None else highest(top_k)).place(cell, judged)  # type: ignore[arg-type]
     assert row.status == status and (judged.pair is None) == (top_k is not None)

@@ -15,7 +15,7 @@ from diffharness.reference.runner import Reference
 from diffharness.weights.source import Float32Array, Overlay, TensorInfo
 from diffharness.weights.synth import SynthSource
 
-B, T = 2, 7
+B, T = 2, 70  # longer than a block
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from diffharness.reference import moe, ops
 from diffharness.reference.model import DEFINITION, Arithmetic, KvCache
-from diffharness.reference.rounding import RoundingMatrix, RoundingWeights
+from diffharness.reference.rounding import RoundingMatrix, RoundingWeights, _labelled
 from diffharness.reference.runner import Reference
 from diffharness.reference.weights import SourceWeights
-from diffharness.replay.activation_quant import rounded
+from diffharness.replay.activation_quant import minima, rounded
 from diffharness.weights.dequant import TYPE_IDS, dequantize
 from diffharness.weights.gguf_file import open_gguf
 from diffharness.weights.source import TensorInfo
@@ -69,6 +69,25 @@ def test_an_expert_of_a_stack_rounds_too() -> None:
     x = torch.from_numpy(RNG.standard_normal((4, 256)).astype(np.float32))
     found = ops.linear(x, moe.matrix(weights, name, 2))
     assert torch.equal(found, F.linear(rounded(x, "Q8_0"), torch.from_numpy(weights.source.read(name)[2])))
+
+
+def test_stacks_and_parts_round_with_minima_too() -> None:
+    """A Q4_1 matrix has columns for its minima, which products need and nothing else sees."""
+    n_out, n_in = 6, 64
+    blocks = RNG.integers(0, 256, (n_out, n_in // 32, 20), dtype=np.uint8)
+    blocks[:, :, :4] = np.frombuffer(np.float16([0.5, -0.25]).tobytes(), dtype=np.uint8)
+    flat = torch.from_numpy(np.array(dequantize(blocks.reshape(-1), "Q4_1", (n_out, n_in))))
+    low = torch.from_numpy(np.array(minima(blocks.reshape(n_out, -1), "Q4_1")))
+    w = _labelled(torch.cat([flat, low.to(flat)], dim=-1), "Q8_1", minima=True)
+    x = torch.from_numpy(RNG.standard_normal((3, n_in)).astype(np.float32))
+    whole = ops.linear(x, w)
+    assert (whole - x @ flat.T).abs().max() < 0.1 * whole.abs().max() and not torch.equal(whole, x @ flat.T)
+    assert w.shape == flat.shape and torch.equal(w * 1, flat) and type(w * 1) is torch.Tensor
+    stack = w.unflatten(0, (2, 3))
+    by_part = torch.matmul(x.expand(2, -1, -1), stack.mT)
+    assert torch.allclose(by_part, whole.unflatten(1, (2, 3)).movedim(1, 0), rtol=1e-5, atol=1e-5)
+    rows = torch.cat([ops.linear(x, part) for part in stack], dim=-1)
+    assert torch.allclose(rows, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_norms_embeddings_and_float32_matrices_are_plain() -> None:

@@ -61,8 +61,8 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(source: MemorySource) -> N
 
 def test_the_rules_are_those_of_the_source_itself(source: MemorySource) -> None:
     assert check_model(source) == []
-    source.arch = "mamba"
-    with pytest.raises(ArtifactFileError, match="mamba"):
+    source.arch = "rwkv7"
+    with pytest.raises(ArtifactFileError, match="rwkv7"):
         check_model(source)
 
 

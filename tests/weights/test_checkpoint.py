@@ -161,8 +161,8 @@ def test_config_missing_or_not_json(folder: Path) -> None:
 
 
 def test_an_unknown_architecture_says_which_are_known(folder: Path) -> None:
-    edit(folder, {"model_type": "mamba", "architectures": ["MambaForCausalLM"]})
-    with pytest.raises(CheckpointError, match="mamba") as caught:
+    edit(folder, {"model_type": "rwkv7", "architectures": ["RWKV7ForCausalLM"]})
+    with pytest.raises(CheckpointError, match="rwkv7") as caught:
         Checkpoint(folder)
     assert "llama" in str(caught.value) and "gemma3" in str(caught.value)
 

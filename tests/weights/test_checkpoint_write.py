@@ -72,7 +72,7 @@ def test_refusals(tmp_path: Path) -> None:
     del source.arrays["blk.1.attn_q.weight"], source.tensors["blk.1.attn_q.weight"]
     with pytest.raises(ArtifactFileError, match=r"blk\.1\.attn_q\.weight is missing"):
         write_checkpoint(tmp_path, source)
-    source.arch = "mamba"
-    with pytest.raises(ArtifactFileError, match="mamba"):
+    source.arch = "rwkv7"
+    with pytest.raises(ArtifactFileError, match="rwkv7"):
         write_checkpoint(tmp_path, source)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

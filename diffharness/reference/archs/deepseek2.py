@@ -132,7 +132,8 @@ class Deepseek2(Decoder):
 def by_head(w: Weights, name: str, x: Tensor) -> Tensor:
     """x [B, T, H, in] times each head's own matrix of `name`.weight [H, out, in]; [B, T, H, out]."""
     weight, scale = w.get(name + ".weight"), w.find(name + ".scale")
-    y = torch.einsum("bthi,hoi->btho", x, weight.reshape(x.shape[-2], -1, x.shape[-1]))
+    matrices = weight if weight.dim() == 3 else weight.unflatten(0, (x.shape[-2], -1))
+    y = torch.matmul(x.transpose(1, 2), matrices.mT).transpose(1, 2)
     return y if scale is None else y * scale
 
 

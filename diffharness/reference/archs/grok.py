@@ -3,8 +3,8 @@
 The embedding, the scores and the logits are scaled by the model's own factors; scores are capped after the scaling and
 before the mask. The routed experts' weights are a softmax over all experts and do not sum to one (xAI's `model.py`;
 the engine makes them). Grok-2 adds a dense MLP in every layer, whose sum with the experts is divided by √2, and caps
-the router's logits and the output's; the caps are taken where the file states them. Not supported: the temperature of its scores, which only positions beyond
-`attention.temperature_length` have.
+the router's logits and the output's; both caps are the file's word. Not supported: the temperature of its scores, which
+only positions beyond `attention.temperature_length` have.
 """
 
 from __future__ import annotations

@@ -220,6 +220,24 @@ class PaddedRows:
         return [tensor[: self.n_stored]]
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Numbers of fewer than eight bits in tensors of bytes, whose `shapes` these are; for reading only.
+
+    Bytes come as floats. `type` is ggml's name of how the numbers are kept.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    type: str
+    rowwise: bool = True
+
+    def to_gguf(self, parts: Sequence[Float32Array]) -> Float32Array:
+        raise NotImplementedError
+
+    def to_hf(self, tensor: Float32Array) -> list[Float32Array]:
+        raise TypeError("packed numbers cannot be written")
+
+
 PLAIN = Plain()
 TRANSPOSED = Transposed()
 ADD_ONE = AddOne()

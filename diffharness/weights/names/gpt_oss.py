@@ -24,6 +24,7 @@ from diffharness.weights.names._keys import (
     vector,
 )
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._mxfp4 import mxfp4
 from diffharness.weights.names._pieces import half, transposed
 from diffharness.weights.source import Metadata
 
@@ -127,17 +128,33 @@ def _expert_rules(keys: Keys, il: int) -> list[TensorRule]:
     out = []
     for part, name in enumerate(("gate", "up")):
         stack, bias = (n_expert, n_ff, n_embd), (n_expert, n_ff)
-        name = f"{blk}ffn_{name}_exps"
+        packed = (hf + "gate_up_proj_blocks", hf + "gate_up_proj_scales")
         out += [
             TensorRule(
-                name + ".weight", stack, (hf + "gate_up_proj",), layout=half(stack, part, turns=True), draw=wide
+                f"{blk}ffn_{name}_exps.weight",
+                stack,
+                (hf + "gate_up_proj",),
+                layout=half(stack, part, turns=True),
+                aliases=((packed, mxfp4(stack, first=part, step=2)),),
+                draw=wide,
             ),
-            TensorRule(name + ".bias", bias, (hf + "gate_up_proj_bias",), layout=half(bias, part, turns=True)),
+            TensorRule(
+                f"{blk}ffn_{name}_exps.bias",
+                bias,
+                (hf + "gate_up_proj_bias",),
+                layout=half(bias, part, turns=True),
+            ),
         ]
-    down = (n_expert, n_embd, n_ff)
+    down, packed = (n_expert, n_embd, n_ff), (hf + "down_proj_blocks", hf + "down_proj_scales")
     return [
         *out,
-        TensorRule(blk + "ffn_down_exps.weight", down, (hf + "down_proj",), layout=transposed(down)),
+        TensorRule(
+            blk + "ffn_down_exps.weight",
+            down,
+            (hf + "down_proj",),
+            layout=transposed(down),
+            aliases=((packed, mxfp4(down)),),
+        ),
         TensorRule(blk + "ffn_down_exps.bias", (n_expert, n_embd), (hf + "down_proj_bias",)),
     ]
 

@@ -119,7 +119,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncation"),
-        ({"model_type": "mamba"}, "mamba"),
+        ({"model_type": "rwkv7"}, "rwkv7"),
         ({"model_type": "qwen3_moe", "num_experts": 4, "mlp_only_layers": [0]}, "mlp_only_layers"),
     ],
 )
@@ -129,8 +129,8 @@ def test_what_cannot_be_expressed_is_refused(changes: dict[str, Any], names_it: 
 
 
 def test_unknown_architectures_name_the_known_ones() -> None:
-    with pytest.raises(ArtifactFileError, match=r"'mamba'.*llama.*qwen3moe"):
-        names.for_arch("mamba")
+    with pytest.raises(ArtifactFileError, match=r"'rwkv7'.*llama.*qwen3moe"):
+        names.for_arch("rwkv7")
 
 
 def test_the_text_part_of_a_config_decides_where_the_whole_is_unknown() -> None:
