@@ -23,7 +23,7 @@ def document(record: SynthRecord) -> Document:
     if record.narrow:
         remarks.append(
             f"{len(record.narrow)} matrices stay F32, their rows are no whole blocks: --width, --ff and --expert-ff in "
-            "multiples of the block (256 for K types) let them follow"
+            "multiples of the block (32, or 256 for K types) let them follow"
         )
     files = (record.gguf, "--checkpoint", record.checkpoint, "--fixture", record.fixture)
     remarks.append(f"run it: diffharness run {shlex.join(files)}")
