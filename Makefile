@@ -3,11 +3,13 @@
 #   PYTHON=python3.12      the interpreter that .venv is made with
 #   ARGS="MODEL ..."       what `make run` hands to `diffharness run`; without it, the embedded model
 #   PYTEST_ARGS="-k rope"  what `make test` hands to pytest
+#   BENCH_ARGS="lengths --markdown"  what `make bench` hands to the bench: its parts, and in which form
 #   TORCH_ARGS="--index-url https://..."  where pip finds torch, if not where it finds the rest
 
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadfile
+BENCH_ARGS ?=
 TORCH_ARGS ?=
 
 VENV := .venv
@@ -50,7 +52,7 @@ check: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
 bench: $(VENV)/.ready-test
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 confusion: $(VENV)/.ready-test
 	$(BIN)/python -m bench.confusion

@@ -1,6 +1,6 @@
 """`python -m bench [PART...] [--markdown]`: every ratio with its limit; exits with 1 if one is over it.
 
-The parts, in this order, are those of PARTS; all of them take about 20 minutes on two cores that do nothing else.
+The parts are those of PARTS, in its order; what each takes is told on standard error. Nothing else should be running.
 """
 
 from __future__ import annotations

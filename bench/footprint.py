@@ -1,7 +1,8 @@
 """What a command takes: seconds, and the peaks of resident memory of its process and of those that it starts.
 
-Linux only. The system keeps each process's high-water mark (VmHWM, mapped pages of files included); it is read every
-few hundredths of a second, so that what a process takes in its very last ones may be missed.
+Linux only. The system keeps each process's high-water mark of resident memory (VmHWM), in which the pages of mapped
+files count that it could drop at any time. How much is resident without them (RssAnon) is looked at every few
+hundredths of a second: shorter peaks of that are missed, and so is all that a process takes in its last moments.
 """
 
 from __future__ import annotations
@@ -19,28 +20,34 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Footprint:
-    """One run of a command. Peaks are in bytes; `workers` is that of the largest process below the command's."""
+    """One run of a command. Peaks are in bytes: `own` and, without mapped files, `held` of the command's process.
+
+    `workers` is that of the largest process below it.
+    """
 
     seconds: float
     code: int
     own: int
+    held: int
     workers: int
 
     @property
     def peaks(self) -> str:
-        return f"peak {self.own / 1e6:.0f} MB, of its workers {self.workers / 1e6:.0f} MB"
+        """In words."""
+        own, held, workers = (f"{size / 1e6:.0f} MB" for size in (self.own, self.held, self.workers))
+        return f"peak {own} ({held} without mapped files), of its workers {workers}"
 
 
 def footprint(command: Sequence[str], good: Sequence[int] = (0,)) -> Footprint:
     """Run the command from the repository's root and watch it. SystemExit if it ends with another code than `good`."""
-    own = workers = 0
+    own = held = workers = 0
     with tempfile.TemporaryFile("w+") as words:
         begin = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words, cwd=_ROOT)
         try:
             while process.poll() is None:
-                own = max(own, _peak(process.pid))
-                workers = max(workers, max(map(_peak, _below(process.pid)), default=0))
+                own, held = max(own, _field(process.pid, "VmHWM")), max(held, _field(process.pid, "RssAnon"))
+                workers = max((workers, *(_field(pid, "VmHWM") for pid in _below(process.pid))))
                 time.sleep(_EVERY_S)
         finally:
             process.kill()
@@ -49,7 +56,7 @@ def footprint(command: Sequence[str], good: Sequence[int] = (0,)) -> Footprint:
         if process.returncode not in good:
             words.seek(0)
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: {words.read()[-2000:]}")
-    return Footprint(seconds, process.returncode, own, workers)
+    return Footprint(seconds, process.returncode, own, held, workers)
 
 
 def _below(pid: int) -> Iterator[int]:
@@ -72,10 +79,10 @@ def _threads(pid: int) -> list[str]:
         return []
 
 
-def _peak(pid: int) -> int:
-    """0 of a process that has ended."""
+def _field(pid: int, name: str) -> int:
+    """A memory field of /proc/PID/status, in bytes; 0 of a process that has ended."""
     for line in _read(pid, "status").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
     return 0
 

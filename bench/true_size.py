@@ -203,7 +203,10 @@ def whole_run(path: Path, n_tokens: int) -> None:
         record = run(request)
     graph = record.legs.graph
     print(f"{record.verdict.primary}: {record.verdict.summary}")
-    print(f"strict: {graph.strict}; graph {graph.status}, {graph.reason}, {graph.as_defined}")
+    print(f"strict: {graph.strict}; graph {graph.status}, {graph.reason}")
+    for told in (graph.as_defined, graph.with_conventions):
+        if told is not None:
+            print(f"worst local tap {told.worst_tap}, NMSE {told.worst_local} {told.arithmetic}; {told.logits}")
     print(f"peak {status('VmHWM') / 2**30:.2f} GiB; seconds: {record.timings}")
 
 

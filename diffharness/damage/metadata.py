@@ -105,7 +105,7 @@ FAULTS = [
     Fault("rope-half", "fewer dimensions are rotated", "metadata",
           _plan(".rope.dimension_count*", _scaled), "", 0.5, "the factor", _POSITIVE),
     Fault("eps-hard-coded", "another epsilon of the norms", "metadata",
-          _plan(".attention.layer_norm_rms_epsilon", _becomes), "", 1e-2, "the value", _POSITIVE),
+          _plan(".attention.layer_norm_*", _becomes), "", 1e-2, "the value", _POSITIVE),
     Fault("softcap-lost", "the softcap of the logits is not in the file; llama.cpp then takes 30", "metadata",
           _plan(".final_logit_softcapping", _removed), ""),
     Fault("attn-softcap-lost", "that of attention scores is not in the file; llama.cpp then takes 50", "metadata",

@@ -42,7 +42,7 @@ def joined(groups: Iterable[Group]) -> Group:
 def family(name: str) -> str:
     """What a tensor is put back with: its class, or its own name without its layer where the class is a mixed bag."""
     klass, rest = class_of(name), split(name)[1]
-    return rest.rpartition(".")[0] or rest if klass in ("scalars", OTHER) else klass
+    return rest.rpartition(".")[0] or rest if klass in ("scalars", "ssm", OTHER) else klass
 
 
 def by_class(names: Collection[str]) -> list[Group]:

@@ -27,7 +27,7 @@ _DEPTH = 2  # hypotheses of one place that may be needed together
 NOISE = 1e-15  # NMSE below which two values are alike
 
 # What a hypothesis raises that makes no forward of a model or of some layer: shapes do not fit, a tensor is not there.
-UNFIT = (InconclusiveError, RuntimeError, KeyError)
+UNFIT = (InconclusiveError, RuntimeError, KeyError, IndexError)
 
 
 class Values(Protocol):
@@ -134,6 +134,7 @@ class LocalTrials:
         ours: dict[str, Tensor] = {}
         heads: dict[str, Tensor] = {}
         qkv: list[Tensor] = []
+        sinks_of: list[Tensor] = []
 
         def turn(me: Steps, plain: Any, il: int, name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             if il == place:
@@ -144,6 +145,7 @@ class LocalTrials:
         def attend(me: Steps, plain: Any, il: int, q: Tensor, k: Tensor, v: Tensor, state: Any, *sinks: Any) -> Tensor:
             if il == place:
                 qkv[:] = [q, k, v]
+                sinks_of[:] = [one for one in sinks if one is not None]
             context: Tensor = plain(il, q, k, v, state, *sinks)
             return context
 
@@ -167,12 +169,16 @@ class LocalTrials:
             engine=engine,
             heads=heads,
             qkv=(qkv[0], qkv[1], qkv[2]) if qkv else None,
+            sinks=sinks_of[0] if sinks_of else None,
         )
 
     def search(
         self, model: Steps, place: Place, chunks: Sequence[Chunk], before: PassResult | None = None, depth: int = 0
     ) -> list[Trial]:
-        """Hypotheses, or pairs of them, that bring every tap of `place` to its floor; the likeliest first."""
+        """Hypotheses, or pairs of them, that bring every tap of `place` to its floor; the likeliest first.
+
+        Where there are none, those that do so with the first failing tap and all before it.
+        """
         before = before or self.evaluate(model, place, chunks)
         first = next(iter(before.failing), None)
         if first is None:
@@ -182,11 +188,12 @@ class LocalTrials:
         if whole or depth + 1 >= _DEPTH:
             return ranked(whole)
         pairs = []
-        for trial in ranked([trial for trial in trials if trial.repairs_first])[:_PARTIAL]:
+        partial = ranked([trial for trial in trials if trial.repairs_first])[:_PARTIAL]
+        for trial in partial:
             for more in self.search(trial.model, place, chunks, trial.result, depth + 1):
                 both = (*trial.hypotheses, *more.hypotheses)
                 pairs.append(replace(more, hypotheses=both, tap=trial.tap, before=trial.before, after=trial.after))
-        return ranked(pairs)
+        return ranked(pairs) if pairs or depth else partial
 
     def _trials(self, model: Steps, place: Place, chunks: Sequence[Chunk], first: TapRow) -> list[Trial]:
         scene = self.scene(model, place, first.tap, chunks[0])

@@ -23,6 +23,10 @@ Watch = Callable[[Tensor, Tensor, int, int], None]
 see [queries, keys], and the positions of the first query and the first key; good during the call only."""
 
 
+def unheard(name: str, value: Tensor) -> None:
+    """The tap of a forward that nobody listens to: what only its taps would show need not be made."""
+
+
 @dataclass(frozen=True)
 class KvCache:
     """What keys and values are kept as between their making and their use."""

@@ -69,11 +69,11 @@ def head_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor)
     """
     n_batch, n_tokens, n_head, size = x.shape
     n_group = b.shape[2]
-    by_group = (n_group, n_head // n_group)
-    log_decay = (dt * a).transpose(1, 2).unflatten(1, by_group)  # [B, G, H / G, T]
-    values = (x * dt[..., None]).transpose(1, 2).unflatten(1, by_group)  # [B, G, H / G, T, P]
+    by_group = (n_batch, n_group, n_head // n_group)
+    log_decay = (dt * a).transpose(1, 2).reshape(*by_group, n_tokens)
+    values = (x * dt[..., None]).transpose(1, 2).reshape(*by_group, n_tokens, size)
     keys, queries = (y.transpose(1, 2).unsqueeze(2) for y in (b, c))  # [B, G, 1, T, N]
-    state = x.new_zeros(n_batch, *by_group, b.shape[-1], size)
+    state = x.new_zeros(*by_group, b.shape[-1], size)
     outputs = []
     for start in range(0, n_tokens, _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -137,4 +137,4 @@ def _decays(log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     later = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool, device=total.device).triu(1)
     between = (total[..., :, None] - total[..., None, :]).to(log_decay.dtype).masked_fill(later, -math.inf)
     to_end = total[..., -1:] - total
-    return tuple(x.to(log_decay.dtype).exp() for x in (total[..., None], between, to_end[..., None]))
+    return total[..., None].to(log_decay.dtype).exp(), between.exp(), to_end[..., None].to(log_decay.dtype).exp()

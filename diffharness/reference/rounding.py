@@ -59,6 +59,8 @@ class RoundingMatrix(Tensor):
                 return func(operand, w, *rest, **(kwargs or {}))
             if func is Tensor.unbind:  # what iterating over a stack asks for
                 return [_labelled(part, args[0].held, args[0].minima) for part in args[0].unbind()]
+            if func is Tensor.reshape:
+                return _reshaped(args[0], _plain(args[0]).reshape(*args[1:]))
             if func in _PARTS:
                 return _labelled(func(*args, **(kwargs or {})), args[0].held, args[0].minima)
             return func(*map(_plain, args), **(kwargs or {}))
@@ -85,13 +87,20 @@ class RoundingWeights(SourceWeights):
         return _labelled(torch.cat([values, minima(stored[rows], info.type).to(values)], dim=-1), held, minima=True)
 
 
+def _reshaped(matrix: RoundingMatrix, wanted: Tensor) -> Tensor:
+    """The matrix in the shape that is wanted; plain where that has other rows."""
+    if wanted.shape[-1] != _plain(matrix).shape[-1]:
+        return wanted
+    return _labelled(matrix.reshape(*wanted.shape[:-1], matrix.shape[-1]), matrix.held, matrix.minima)
+
+
 def _plain(x: Any) -> Any:
     """An argument without the columns of minima, where it is or holds a matrix that has some."""
     if isinstance(x, (list, tuple)):
         return type(x)(map(_plain, x))
     if not isinstance(x, RoundingMatrix) or not x.minima:
         return x
-    return x.as_subclass(Tensor)[..., : x.shape[-1] * 32 // 33]  # type: ignore[no-untyped-call]
+    return x.as_subclass(Tensor)[..., : x.shape[-1] * 32 // 33]
 
 
 def round_to(x: Tensor, type_name: str) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from diffharness import taps as tap_names
 from diffharness.errors import FixtureError, SettingsError
 from diffharness.reference import archs
-from diffharness.reference.model import DEFINITION, Arithmetic, State, Watch
+from diffharness.reference.model import DEFINITION, Arithmetic, State, Watch, unheard
 from diffharness.reference.prefix import Prefix
 from diffharness.reference.rounding import RoundingWeights
 from diffharness.reference.steps import Steps
@@ -223,6 +223,8 @@ class _Listener:
         self._on_tap, self._wanted = on_tap, wanted
 
     def inside(self, group: _Group, il: int | None, *, local: bool) -> Callable[[str, Tensor], None]:
+        if self._on_tap is None:
+            return unheard
         n_chunks = group.shape[0]
 
         def tap(name: str, value: Tensor) -> None:

@@ -16,3 +16,8 @@ def sliding_layers(hp: HyperParameters, n_layer: int, period: int, *, global_fir
         of_all = 0 if global_first else pattern - 1
         return tuple(pattern == 0 or il % pattern != of_all for il in range(n_layer))
     return hp.booleans("attention.sliding_window_pattern", n_layer)
+
+
+def windows(hp: HyperParameters, n_layer: int, window: int, period: int) -> tuple[int | None, ...]:
+    """Each layer's window by `sliding_layers`, None where it sees all earlier tokens; a `window` of 0 is none."""
+    return tuple(window if window > 0 and slides else None for slides in sliding_layers(hp, n_layer, period))

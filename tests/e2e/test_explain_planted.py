@@ -46,20 +46,20 @@ def explain_planted(pair: Pair, steps: dict[str, Any], folder: Path, **more: Any
     return explained(pair, capture, fixture, **more)
 
 
-def interleaved_groups(me: Any, plain: Any, il: int, q: Tensor, k: Tensor, v: Tensor, state: Any) -> Tensor:
+def interleaved_groups(me: Any, plain: Any, il: int, q: Tensor, k: Tensor, v: Tensor, state: Any, *_: Any) -> Tensor:
     times = q.shape[2] // k.shape[2]
     out: Tensor = plain(il, q, k.repeat(1, 1, times, 1), v.repeat(1, 1, times, 1), state)
     return out
 
 
-def seeing_all(me: Any, plain: Any, il: int, q: Tensor, k: Tensor, v: Tensor, state: Any) -> Tensor:
+def seeing_all(me: Any, plain: Any, il: int, q: Tensor, k: Tensor, v: Tensor, state: Any, *_: Any) -> Tensor:
     both = [x.transpose(1, 2) for x in (q, k, v)]
     out = F.scaled_dot_product_attention(*both, scale=me.scores(il).scale, enable_gqa=True)
     return out.transpose(1, 2).flatten(2)
 
 
 def chosen(score: Any, weigh: Any) -> Any:
-    def route(me: Any, plain: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def route(me: Any, plain: Any, logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         _, experts = plain(logits)
         return weigh(score(logits).gather(-1, experts)), experts
 
@@ -150,7 +150,12 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "qwen3moe-unnormalised",
-        {"route": lambda me, plain, x: (x.topk(me.n_expert_used).values.softmax(-1), x.topk(me.n_expert_used).indices)},
+        {
+            "route": lambda me, plain, x, *_: (
+                x.topk(me.n_expert_used).values.softmax(-1),
+                x.topk(me.n_expert_used).indices,
+            )
+        },
         "the softmax were taken after the choice of experts, so that their weights sum to one",
     ),
     ("gemma4", {"norm_values": lambda me, plain, w, il, v: v}, "values were not normalised"),
@@ -184,7 +189,7 @@ def test_the_fault_is_named(make_pair: MakePair, tmp_path: Path, case: str, step
 
 def test_a_search_keeps_to_its_budget(make_pair: MakePair, tmp_path: Path) -> None:
     """Nothing fits before the budget is spent: the answer says that the search was ended."""
-    steps = {"attend": lambda me, plain, il, q, k, v, state: plain(il, q, k, v, state).flip(-1)}
+    steps = {"attend": lambda me, plain, il, q, k, v, state, *_: plain(il, q, k, v, state).flip(-1)}
     told = explain_planted(make_pair("llama"), steps, tmp_path, budget=12)
     assert told is not None and not told.found and told.exhausted
     assert told.evaluations <= told.budget == 12 and "ended at its bound of 12" in told.answer
@@ -193,7 +198,7 @@ def test_a_search_keeps_to_its_budget(make_pair: MakePair, tmp_path: Path) -> No
 def test_heads_that_differ_are_told(make_pair: MakePair, tmp_path: Path) -> None:
     """Two of eight heads garbled: no hypothesis, but the facts name them."""
 
-    def garbled(me: Any, plain: Any, il: int, q: Tensor, k: Tensor, v: Tensor, state: Any) -> Tensor:
+    def garbled(me: Any, plain: Any, il: int, q: Tensor, k: Tensor, v: Tensor, state: Any, *_: Any) -> Tensor:
         heads = plain(il, q, k, v, state).unflatten(-1, (q.shape[2], -1)).clone()
         heads[:, :, [2, 5]] = heads[:, :, [2, 5]].cos()
         return heads.flatten(-2)  # type: ignore[no-any-return]

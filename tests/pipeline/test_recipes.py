@@ -14,9 +14,11 @@ from diffharness.fixture import from_ids, load_fixture, save_fixture
 from diffharness.forensics.recipes import Recipe
 from diffharness.forensics.recipes.library import load_ladder, load_recipe
 from diffharness.metrics import nll_per_position, perplexity
+from diffharness.pipeline import synthesizing
 from diffharness.pipeline.recipes import RecipeRequest, checkpoint_fixture, run_recipes
 from diffharness.records.base import parse
 from diffharness.records.recipe import RecipeRecord
+from diffharness.report.recipe import document
 from diffharness.settings import data_dir, load_engine
 from diffharness.weights.checkpoint import Checkpoint
 from tests.oracles.conftest import Tiny
@@ -50,6 +52,21 @@ def test_the_ladder_of_the_embedded_model() -> None:
         assert rung.statistics.kl.error and rung.statistics.difference.error and not rung.can_be_written
         assert sum(rung.schemes.values()) == len(Checkpoint(EMBEDDED / "checkpoint").tensors)
     assert parse(RecipeRecord, record.to_json(), "there") == record
+
+
+def test_recipes_of_a_ladder_that_a_model_has_no_use_for_are_left_out(tmp_path: Path) -> None:
+    made = synthesizing.run(synthesizing.SynthRequest("mamba", tmp_path, ENGINE, n_tokens=32))
+    own = {"checkpoint": Path(made.checkpoint), "fixture": made.fixture}
+    ladder = load_ladder("gemma4")
+    names = frozenset(recipe.name for recipe in ladder)
+    record = run_recipes(request(ladder, ladder="gemma4", optional=names, **own))
+    assert [rung.name for rung in record.rungs] == ["int4"]
+    assert set(record.left_out) == names - {"int4"}
+    assert "'*ffn_down*' to match a tensor" in record.left_out["int4-down-embd-int8"]
+    assert "left out: recipe int4-down-embd-int8" in str(document(record))
+    for wanted in (ladder[1:], ladder):  # nothing is left, or all were asked for by name
+        with pytest.raises(SettingsError, match="ffn_"):
+            run_recipes(request(wanted, optional=names if wanted is not ladder else frozenset(), **own))
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q6_K", "IQ2_XS"])

@@ -14,7 +14,9 @@ from diffharness.errors import OutputError
 from diffharness.reference import runner
 from diffharness.reference.prefix import Prefix
 from diffharness.reference.runner import Reference
+from diffharness.weights.names import MAPS
 from diffharness.weights.source import Overlay
+from diffharness.weights.synth import SynthSource
 from tests.oracles import tiny, tiny_gemma
 from tests.oracles.conftest import Tiny
 from tests.oracles.conftest import make_tiny as make_tiny  # a fixture that other folders share
@@ -50,6 +52,15 @@ def test_every_start_gives_the_same_bits(make_tiny: Callable[..., Tiny], case: s
     again = prefix.branch(1).branch(1)
     logits(reference, chunks, again)
     assert torch.equal(logits(reference, chunks, again.branch(n_layer - 1)), whole)
+
+
+@pytest.mark.parametrize("arch", MAPS)
+def test_no_architecture_hands_on_more_than_is_kept(arch: str) -> None:
+    source = SynthSource(arch)
+    reference, chunks, prefix = Reference(source), [ids(30), ids(30, 1), ids(19)], Prefix()
+    whole = logits(reference, chunks, prefix)
+    for boundary in {1, reference.model.n_layer // 2, reference.model.n_layer - 1}:
+        assert torch.equal(logits(reference, chunks, prefix.branch(boundary)), whole), boundary
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

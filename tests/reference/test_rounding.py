@@ -86,6 +86,9 @@ def test_stacks_and_parts_round_with_minima_too() -> None:
     stack = w.unflatten(0, (2, 3))
     by_part = torch.matmul(x.expand(2, -1, -1), stack.mT)
     assert torch.allclose(by_part, whole.unflatten(1, (2, 3)).movedim(1, 0), rtol=1e-5, atol=1e-5)
+    again = ops.linear(x, w.reshape(2, 3, -1)[1])
+    assert torch.allclose(again, whole[:, 3:], rtol=1e-5, atol=1e-5)
+    assert torch.equal(w.reshape(-1, 32), flat.reshape(-1, 32)) and type(w.reshape(-1, 32)) is torch.Tensor
     rows = torch.cat([ops.linear(x, part) for part in stack], dim=-1)
     assert torch.allclose(rows, whole, rtol=1e-5, atol=1e-5)
 

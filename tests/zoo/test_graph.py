@@ -1,42 +1,45 @@
 """The graph leg on every model of llama.cpp's own generator whose architecture has a reference.
 
 A stranger's idea of each architecture: odd head sizes, two of two experts, arrays by layer, tensors that no released
-model has. Many of llama.cpp's graphs ignore the `.scale` of a feed-forward's matrices, or apply it after the bias,
-though their loaders read it: such a model is judged once more without, and both outcomes are told.
+model has, such as scales of matrices, which many of llama.cpp's graphs ignore. Where the engine differs
+(`differences`), the reference is also built as the engine computes, and must agree then and only then.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
+from diffharness.captures import Capture
+from diffharness.engine.runner import Engine
+from diffharness.engine.strict import strict_settings, write_strict
 from diffharness.errors import UnsupportedError
-from diffharness.fixture import from_ids, save_fixture
+from diffharness.fixture import Fixture, from_ids
 from diffharness.pipeline.inputs import open_artifact
+from diffharness.pipeline.reference_runs import Precision, against_engine
 from diffharness.reference.archs import BUILD
-from diffharness.weights.check import MATRIX_SCALES
-from diffharness.weights.gguf_file import open_gguf
-from diffharness.weights.gguf_write import write_gguf
-from diffharness.weights.source import Overlay
-from tests.e2e.conftest import Pair
-from tests.e2e.runs import graph_only
+from diffharness.settings import load_tolerances
+from diffharness.weights.gguf_file import GgufFile, open_gguf
+from tests.e2e.runs import NATIVE
 from tests.zoo.build import CACHE, zoo
+from tests.zoo.differences import DIFFERENCES, Difference
 
 pytestmark = [pytest.mark.zoo, pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
 N_TOKENS = 80  # longer than the generator's window of 32
+N_WITH_REFERENCE = 81  # models, at least
 
 # The generator's seed, and the deviation of its weights: its own, and one at which attention is sharper.
 MODELS = [("1", None), ("1", "0.2"), ("2", None), ("2", "0.2")]
 
-# Models that llama.cpp computes otherwise than they are defined, beside scales: name and reason.
-ENGINE_DIFFERS: dict[str, str] = {}
-
-# Models that the reference refuses by name: name and what it does not know.
-REFUSED: dict[str, str] = {}
+_SHOWED: set[tuple[str, str]] = set()  # models and differences without which they did not agree
+_RUNS: set[tuple[str, str | None]] = set()
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,11 @@ class Outcome:
     verdict: str
     worst: float = 0.0
     tap: str = ""
+    unread: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.verdict}, worst {self.worst:.1e} at {self.tap}" if self.tap else self.verdict
+        told = f"{self.verdict}, worst {self.worst:.1e} at {self.tap}" if self.tap else self.verdict
+        return told + (f", not read: {' '.join(self.unread)}" if self.unread else "")
 
 
 @pytest.mark.parametrize(("seed", "deviation"), MODELS)
@@ -55,49 +60,62 @@ def test_every_graph(seed: str, deviation: str | None, tmp_path: Path, told: lis
     told.append((f"graph leg, seed {seed}, deviation {deviation or 'own'}, {N_TOKENS} tokens", lines))
     troubles = []
     for model in zoo(seed, deviation):
-        with open_gguf(model) as file:
-            arch = file.arch
-        if arch not in BUILD:
-            lines.append(f"{model.stem}: no reference of {arch}")
-            continue
-        outcome = judged(model, tmp_path)
-        line = f"{model.stem}: {outcome}"
-        if outcome.verdict == "engine.graph":
-            outcome = judged(without_scales(model, tmp_path / "plain.gguf"), tmp_path)
-            line += f"; without scales of matrices: {outcome}"
-        for table in (ENGINE_DIFFERS, REFUSED):
-            if model.stem in table:
-                line += f" ({table[model.stem]})"
-        expected = "engine.graph" if model.stem in ENGINE_DIFFERS else "refused" if model.stem in REFUSED else "agree"
-        if not outcome.verdict.startswith(expected):
-            troubles.append(line)
-        lines.append(line)
+        with open_gguf(model) as artifact:
+            if artifact.arch not in BUILD:
+                lines.append(f"{model.stem}: no reference of {artifact.arch}")
+                continue
+            line, clean = judged(model, artifact, tmp_path)
+        lines.append(f"{model.stem}: {line}")
+        if not clean:
+            troubles.append(lines[-1])
     (CACHE / f"graph-{seed}-{deviation or 'own'}.txt").write_text("\n".join(lines) + "\n")
     assert not troubles
+    assert sum("no reference" not in line for line in lines) >= N_WITH_REFERENCE
+    _RUNS.add((seed, deviation))
 
 
-def judged(model: Path, folder: Path) -> Outcome:
-    """The graph leg's verdict on random ids."""
-    try:
-        with open_artifact(model) as artifact:
-            ids = np.random.default_rng(7).integers(0, artifact.vocab_size, N_TOKENS).tolist()
-    except UnsupportedError as error:
-        return Outcome(f"refused: {error.message}")
-    save_fixture(from_ids(ids, name="random", chunk=N_TOKENS), folder / "ids.json")
-    runs = graph_only(Pair(model, model, folder / "ids.json"), folder)
+def test_every_difference_showed() -> None:
+    if set(MODELS) != _RUNS:
+        pytest.skip("says nothing unless all of MODELS were run and clean")
+    assert not [(name, d.says) for name, all_of in DIFFERENCES.items() for d in all_of if (name, d.says) not in _SHOWED]
+
+
+def judged(model: Path, artifact: GgufFile, folder: Path) -> tuple[str, bool]:
+    """What to tell of a model, and whether it is clean: the same once what the engine does otherwise is granted."""
+    ids = np.random.default_rng(7).integers(0, artifact.vocab_size, N_TOKENS).tolist()
+    fixture, settings = from_ids(ids, name="random", chunk=N_TOKENS), strict_settings(NATIVE)
+    strict = write_strict(artifact, artifact, folder / "strict.gguf")
+    capture = Engine(settings).capture(strict, fixture.chunks(), folder / "strict.safetensors").open()
+
+    def outcome(differences: Sequence[Difference]) -> Outcome:
+        return against(model, artifact.arch, capture, fixture, differences)
+
+    defined, known = outcome(()), DIFFERENCES.get(model.stem, ())
+    if not known:
+        return str(defined), defined.verdict == "agree"
+    for difference in known:
+        others = [d for d in known if d is not difference]
+        if (model.stem, difference.says) not in _SHOWED and outcome(others).verdict != "agree":
+            _SHOWED.add((model.stem, difference.says))
+    granted, says = outcome(known), ", ".join(difference.says for difference in known)
+    return f"{defined}; as the engine computes, which {says}: {replace(granted, unread=())}", granted.verdict == "agree"
+
+
+def against(model: Path, arch: str, capture: Capture, fixture: Fixture, differences: Sequence[Difference]) -> Outcome:
+    """The graph leg's verdict where the reference differs from the model's definition by these.
+
+    Files are held against what their architecture has only where it differs by nothing.
+    """
+    tolerances, n_ubatch = load_tolerances(), strict_settings(NATIVE).n_ubatch
+    floors = {name: tolerances[name] for name in tolerances.floors}
+    build = reduce(lambda build, difference: difference.engines(build), differences, BUILD[arch])
+    with patch.dict(BUILD, {arch: build}):
+        try:
+            with open_gguf(model) if differences else open_artifact(model) as artifact:
+                runs = against_engine(artifact, capture, fixture, floors, precision=Precision(), n_ubatch=n_ubatch)
+        except UnsupportedError as error:
+            return Outcome(f"refused: {error.message}")
     final = runs.conventions or runs.definition
     worst, tap = max((row.nmse_local, row.tap) for row in final.judged if row.nmse_local is not None)
-    return Outcome("agree" if final.ok and final.complete else "engine.graph", worst, tap)
-
-
-def without_scales(model: Path, out: Path) -> Path:
-    """A copy without the factors beside matrices; a router's input keeps its own."""
-
-    def is_scale(name: str) -> bool:
-        return name.endswith(tuple(f".{scale}" for scale in MATRIX_SCALES)) and "gate_inp" not in name
-
-    with open_gguf(model) as artifact:
-        source = Overlay(artifact)
-        source.tensors = {name: info for name, info in artifact.tensors.items() if not is_scale(name)}
-        write_gguf(out, source, type_of=lambda info: info.type, kv_from=artifact)
-    return out
+    unread = tuple(name for name in runs.unread if not name.endswith(".input_scale"))  # of activations, for some types
+    return Outcome("agree" if final.ok and final.complete else "engine.graph", worst, tap, unread)

@@ -33,20 +33,33 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
     "attention.output_scale": (0.0, 1.0),
+    "attention.shared_kv_layers": (0,),
     "attention.temperature_length": (0,),
     "attention.temperature_scale": (0.0, 1.0),
+    "attention.value_scale": (0.0, 1.0),
+    "attn_logit_softcapping": (0.0, 50.0),  # 50 and, below, 30: what llama.cpp writes into every file of its own
     "embedding_scale": (0.0, 1.0),
     "expert_gating_func": (0, 1),  # unset, softmax
     "expert_group_count": (0, 1),
     "expert_shared_count": (0,),
     "expert_weights_scale": (0.0, 1.0),
+    "final_logit_softcapping": (0.0, 30.0),
     "logit_scale": (0.0, 1.0),
     "moe_every_n_layers": (0, 1),
     "nextn_predict_layers": (0,),
     "residual_scale": (0.0, 1.0),
+    "rope.scaling.alpha": (0.0,),
     "rope.scaling.yarn_log_multiplier": (0.0,),
+    "router_logit_softcapping": (0.0, 30.0),
     "swin_norm": (False,),
     "use_parallel_residual": (False,),
+}
+
+# Keys of sliding layers, and those of the others that they must equal in a model whose builder asks for one kind only.
+TWINS: dict[str, str] = {
+    "attention.key_length_swa": "attention.key_length",
+    "attention.value_length_swa": "attention.value_length",
+    "rope.dimension_count_swa": "rope.dimension_count",
 }
 
 
@@ -82,7 +95,8 @@ def build(metadata: Metadata) -> Steps:
         )
     asked = Asked(metadata)
     model = BUILD[arch](asked)
-    for name, neutral in NEUTRAL.items():
+    twins = {name: (metadata.get(f"{arch}.{twin}"),) for name, twin in TWINS.items() if f"{arch}.{twin}" in metadata}
+    for name, neutral in (NEUTRAL | twins).items():
         value = metadata.get(f"{arch}.{name}")
         if f"{arch}.{name}" not in asked.keys_asked and value is not None and value not in neutral:
             raise UnsupportedError(

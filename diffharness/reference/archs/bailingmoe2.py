@@ -11,6 +11,7 @@ from typing import Any
 
 from diffharness.reference.archs.dots1 import Dots1
 from diffharness.reference.hparams import HyperParameters
+from diffharness.reference.nextn import without_nextn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,7 @@ class BailingMoe2(Dots1):
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
-        fields = super().read(hp)
-        return fields | {"n_layer": fields["n_layer"] - hp.integer("nextn_predict_layers", 0)}
+        return super().read(without_nextn(hp))
 
 
 ARCHS = {"bailingmoe2": BailingMoe2.from_metadata}

@@ -9,7 +9,6 @@ are RMSNorms where the file states an epsilon of that kind, else LayerNorms. Lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +19,7 @@ from diffharness.reference.archs.cohere2 import Cohere2
 from diffharness.reference.decoder import read_routing
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
-from diffharness.weights.source import Metadata
+from diffharness.reference.nextn import without_nextn
 
 _RMS = "attention.layer_norm_rms_epsilon"
 _SHARED = "expert_shared_count"
@@ -52,32 +51,6 @@ class Cohere2Moe(Cohere2):
     def experts(self, w: Weights, il: int, h: Tensor, state: State, tap: Tap) -> Tensor:
         out = super().experts(w, il, h, state, tap)
         return out * 0.5 if w.has(f"blk.{il}.ffn_up_shexp.weight") else out
-
-
-def without_nextn(hp: HyperParameters) -> HyperParameters:
-    """The same hyperparameters with `block_count` less the layers that predict further tokens."""
-    key, n_nextn = hp.key("block_count"), hp.integer("nextn_predict_layers", 0)
-    if n_nextn == 0:
-        return hp
-    if not 0 < n_nextn < hp.count("block_count"):
-        hp.refuse("nextn_predict_layers", n_nextn, f"fewer than the {hp.count('block_count')} blocks")
-    return HyperParameters(_Instead(hp.metadata, {key: hp.count("block_count") - n_nextn}))
-
-
-class _Instead(Mapping[str, Any]):
-    """Metadata with some values in others' places."""
-
-    def __init__(self, metadata: Metadata, instead: dict[str, Any]) -> None:
-        self._metadata, self._instead = metadata, instead
-
-    def __getitem__(self, key: str) -> Any:
-        return self._instead[key] if key in self._instead else self._metadata[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._metadata)
-
-    def __len__(self) -> int:
-        return len(self._metadata)
 
 
 ARCHS = {"cohere2moe": Cohere2Moe.from_metadata}

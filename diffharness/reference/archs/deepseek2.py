@@ -4,7 +4,8 @@ Keys and values of all heads are products of one compressed vector per token (th
 part of each key, the same for all heads, is turned by its position (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1).
 Files come in two forms. Old ones keep the matrix `attn_kv_b` that expands the latent. New ones keep its halves by
 head, `attn_k_b` and `attn_v_b`: the first goes to the queries, which then meet the latent itself, the second to what
-attention gives. Both are the same function; each file is computed in its own form, whose taps its engine has.
+attention gives. Both are the same function; each file is computed in its own form, whose taps its engine has, unless
+nobody listens: then the latent is expanded in either case, which is less work.
 
 Norms of the latents have their own epsilon, 1e-6, whatever the model's other norms have. YaRN here scales the scores
 by (0.1 m ln(factor) + 1)², m being `mscale_all_dim`, which GGUF keeps times 0.1 as `rope.scaling.yarn_log_multiplier`;
@@ -27,7 +28,8 @@ from torch import Tensor
 from diffharness.reference import moe, ops
 from diffharness.reference.decoder import Decoder, read_routing
 from diffharness.reference.hparams import HyperParameters
-from diffharness.reference.model import State, Tap, Weights
+from diffharness.reference.model import State, Tap, Weights, unheard
+from diffharness.reference.nextn import without_nextn
 
 _GLM_47_FLASH = (47, 154880)  # layers and tokens of a model whose first files do not say how it gates
 
@@ -44,6 +46,7 @@ class Deepseek2(Decoder):
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
+        hp = without_nextn(hp)
         fields = super().read(hp) | read_routing(hp, gating=_gating(hp), grouped=True)
         if (scale := hp.number("attention.scale", 0.0)) != 0.0:
             hp.refuse("attention.scale", scale, "0 (unset)")
@@ -56,7 +59,6 @@ class Deepseek2(Decoder):
             hp.refuse("rope.dimension_count", fields["n_rot"], f"less than the {fields['head_dim']} of a head")
         log_multiplier = hp.number("rope.scaling.yarn_log_multiplier", 0.0)
         return fields | {
-            "n_layer": fields["n_layer"] - hp.integer("nextn_predict_layers", 0),
             "rope_scaling": _scaling(hp, log_multiplier),
             "attn_scale": _score_scale(hp, fields["head_dim"], log_multiplier),
             "kv_lora_rank": hp.count("attention.kv_lora_rank"),
@@ -72,19 +74,19 @@ class Deepseek2(Decoder):
         q_nope, q_rot = q[..., :n_nope], self.turn(il, "attn_q", q[..., n_nope:], cos, sin)
         latent, k_rot = self.compressed(w, il, h, tap)  # [B, T, 1, rank], [B, T, 1, n_rot]
         k_rot = self.turn(il, "attn_k", k_rot, cos, sin)
-        if self.absorbed:
+        absorbed = self.absorbed and tap is not unheard
+        if absorbed:
             q = torch.cat((by_head(w, blk + "attn_k_b", q_nope), q_rot), dim=-1)
             k, v = torch.cat((latent, k_rot), dim=-1), latent
         else:
-            expanded = ops.split_heads(ops.project(w, blk + "attn_kv_b", latent.squeeze(-2)), self.n_head[il])
-            k_nope, v = expanded[..., :n_nope], expanded[..., n_nope:]
+            k_nope, v = self.expanded(w, il, latent)
             q = torch.cat((q_nope, q_rot), dim=-1)
             k = torch.cat((k_nope, k_rot.expand(*k_nope.shape[:-1], -1)), dim=-1)
             tap("attn_v", ops.join_heads(v))
         tap("attn_q_rope", ops.join_heads(q))
         tap("attn_k_rope", ops.join_heads(k))
         context = self.attend(il, q, k, v, state)
-        if self.absorbed:
+        if absorbed:
             heads = by_head(w, blk + "attn_v_b", ops.split_heads(context, self.n_head[il]))
             context = ops.join_heads(heads)
         tap("attn_ctx", context)
@@ -107,6 +109,18 @@ class Deepseek2(Decoder):
         latent = self.latent_norm(w, blk + "attn_kv_a_norm.weight", both[..., : self.kv_lora_rank])
         tap("attn_kv_a_norm", latent)
         return latent.unsqueeze(-2), both[..., self.kv_lora_rank :].unsqueeze(-2)
+
+    def expanded(self, w: Weights, il: int, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of each head's key that does not turn [B, T, H, n_nope], and its value [B, T, H, Dv]."""
+        blk, n_head = f"blk.{il}.", self.n_head[il]
+        if not self.absorbed:
+            both = ops.split_heads(ops.project(w, blk + "attn_kv_b", latent.squeeze(-2)), n_head)
+            n_nope = self.head_dim - self.n_rot
+            return both[..., :n_nope], both[..., n_nope:]
+        to_keys, scale = w.get(blk + "attn_k_b.weight"), w.find(blk + "attn_k_b.scale")
+        to_keys = to_keys.reshape(n_head, self.kv_lora_rank, -1)
+        k = torch.einsum("btr,hrk->bthk", latent.squeeze(-2), to_keys if scale is None else to_keys * scale)
+        return k, by_head(w, blk + "attn_v_b", latent.expand(-1, -1, n_head, -1))
 
     def latent_norm(self, w: Weights, name: str, x: Tensor) -> Tensor:
         """RMSNorm of a latent."""
@@ -132,7 +146,7 @@ class Deepseek2(Decoder):
 def by_head(w: Weights, name: str, x: Tensor) -> Tensor:
     """x [B, T, H, in] times each head's own matrix of `name`.weight [H, out, in]; [B, T, H, out]."""
     weight, scale = w.get(name + ".weight"), w.find(name + ".scale")
-    matrices = weight if weight.dim() == 3 else weight.unflatten(0, (x.shape[-2], -1))
+    matrices = weight if weight.dim() == 3 else weight.reshape(x.shape[-2], -1, weight.shape[-1])
     y = torch.matmul(x.transpose(1, 2), matrices.mT).transpose(1, 2)
     return y if scale is None else y * scale
 
@@ -147,8 +161,8 @@ def outside_best_groups(scores: Tensor, n_group: int, n_used: int) -> Tensor:
 
 def _gating(hp: HyperParameters) -> moe.Gating:
     """How the model makes scores of experts where the file does not say."""
-    n_layer = hp.integer("block_count") - hp.integer("nextn_predict_layers", 0)
-    return "sigmoid" if (n_layer, hp.integer("vocab_size", 0)) == _GLM_47_FLASH else "softmax"
+    found = (hp.integer("block_count"), hp.integer("vocab_size", 0))
+    return "sigmoid" if found == _GLM_47_FLASH else "softmax"
 
 
 def _scaling(hp: HyperParameters, log_multiplier: float) -> ops.RopeScaling:

@@ -17,16 +17,8 @@ from diffharness.reference import ops
 from diffharness.reference.decoder import Decoder, HeadNorms, PostNorms
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import Tap, Weights
-
-
-class _MainLayers(HyperParameters):
-    """`block_count` is that of the forward, without layers that predict further tokens."""
-
-    def count(self, name: str) -> int:
-        n = super().count(name) - (self.integer("nextn_predict_layers", 0) if name == "block_count" else 0)
-        if n <= 0:
-            self.refuse(name, n, "a layer beside those that predict further tokens")
-        return n
+from diffharness.reference.nextn import without_nextn
+from diffharness.reference.windows import windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +31,13 @@ class Hybrid(HeadNorms, Decoder):
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
-        hp = _MainLayers(hp.metadata)
+        hp = without_nextn(hp)
         window, n_layer = hp.integer("attention.sliding_window", 0), hp.count("block_count")
-        period = hp.metadata.get(hp.key("attention.sliding_window_pattern"), cls.slides_by_default)
-        if isinstance(period, int) and not isinstance(period, bool):
-            slides = tuple(period == 0 or il % period < period - 1 for il in range(n_layer))
-        else:
-            slides = hp.booleans("attention.sliding_window_pattern", n_layer)
         base = hp.number("rope.freq_base", 10000.0)
         if (sliding_base := hp.number("rope.freq_base_swa", base)) != base:
             hp.refuse("rope.freq_base_swa", sliding_base, f"the base of all layers, {base}")
         return super().read(hp) | {
-            "window": tuple(window if window > 0 and slide else None for slide in slides),
+            "window": windows(hp, n_layer, window, cls.slides_by_default),
             "hybrid": window > 0,
         }
 

@@ -1,4 +1,4 @@
-"""Gemma 2: Gemma 3's forward without norms of queries and keys, and with capped attention scores.
+"""`gemma2`: Gemma 2. Gemma 3's forward without norms of queries and keys, and with capped attention scores.
 
 Every other layer slides, the first one does; both kinds have one rope. Scores are scaled, then capped; logits too.
 """
@@ -33,7 +33,7 @@ class Gemma2(Gemma3):
         common = cls._common(hp)
         return cls(
             **common,
-            window=cls._windows(hp, hp.integer("attention.sliding_window", 4096)),
+            window=cls._windows(hp, 4096),
             sliding_rope_base=hp.number("rope.freq_base_swa", common["global_rope_base"]),
             sliding_rope_scaling=common["global_rope_scaling"],
             attn_softcap=hp.number("attn_logit_softcapping", 50.0) or None,

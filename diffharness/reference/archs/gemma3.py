@@ -1,7 +1,7 @@
-"""Gemma 3, text: 270M to 27B.
+"""`gemma3`: Gemma 3, text, 270M to 27B. Norms before and after both branches; five layers slide for each global one.
 
-Every layer is a sandwich: norm, attention, norm, add; norm, GeGLU, norm, add. Five layers slide for each global one;
-the two kinds have a rope base each, and what stretches the context (linear scaling) stretches the globals only.
+Norm, attention, norm, add; norm, GeGLU, norm, add. The two
+kinds of layers have a rope base each, and what stretches the context (linear scaling) stretches the globals only.
 Queries and keys are normalised per head. GGUF keeps norm weights with their `1 +` added in, so they are plain factors
 here. Gemma 2 is the same without the norms of queries and keys and with capped scores; see `gemma2.py`.
 
@@ -22,6 +22,7 @@ from diffharness.reference import ops
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
 from diffharness.reference.steps import Steps
+from diffharness.reference.windows import windows
 from diffharness.weights.source import Metadata
 
 
@@ -66,7 +67,7 @@ class Gemma3(Steps):
         hp = HyperParameters(metadata)
         return cls(
             **cls._common(hp),
-            window=cls._windows(hp, hp.integer("attention.sliding_window", 0)),
+            window=cls._windows(hp, 0),
             sliding_rope_base=hp.number("rope.freq_base_swa", 10_000.0),
             sliding_rope_scaling=ops.NO_SCALING,
             attn_softcap=None,
@@ -148,6 +149,12 @@ class Gemma3(Steps):
     # -- reading metadata ----------------------------------------------------------------------------
 
     @classmethod
+    def _windows(cls, hp: HyperParameters, default: int) -> tuple[int | None, ...]:
+        """By layer; `default` is the window where the file states none, 0 for no window."""
+        window = hp.integer("attention.sliding_window", default)
+        return windows(hp, hp.count("block_count"), window, cls.slides_by_default)
+
+    @classmethod
     def _common(cls, hp: HyperParameters) -> _Common:
         """What Gemma 2 reads in the same way."""
         n_layer, n_embd, n_head = (
@@ -168,17 +175,6 @@ class Gemma3(Steps):
             global_rope_scaling=hp.rope_scaling(),
             attn_scale=hp.number("attention.scale", default_scale),
         )
-
-    @classmethod
-    def _windows(cls, hp: HyperParameters, window: int) -> tuple[int | None, ...]:
-        """By layer; the pattern is a truth value per layer, or the length of a period that ends with a global layer."""
-        n_layer = hp.count("block_count")
-        pattern = hp.metadata.get(hp.key("attention.sliding_window_pattern"), cls.slides_by_default)
-        if isinstance(pattern, int) and not isinstance(pattern, bool):
-            slides = tuple(pattern == 0 or il % pattern < pattern - 1 for il in range(n_layer))
-        else:
-            slides = hp.booleans("attention.sliding_window_pattern", n_layer)
-        return tuple(window if window > 0 and slide else None for slide in slides)
 
 
 ARCHS = {"gemma3": Gemma3.from_metadata}

@@ -26,6 +26,7 @@ from diffharness.reference import ops
 from diffharness.reference.decoder import Decoder, HeadNorms, PostNorms
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
+from diffharness.reference.windows import windows
 
 _PERIOD = 5  # the last layer of each period sees all
 _N_OWN_KV = 20  # layers with keys and values of their own, where no key says
@@ -51,7 +52,7 @@ class Gemma3n(HeadNorms, PostNorms, Decoder):
         fields = super().read(hp)
         n_layer = fields["n_layer"]
         n_shared = hp.integer("attention.shared_kv_layers", max(0, n_layer - _N_OWN_KV))
-        window = cls._windows(hp, n_layer)
+        window = windows(hp, n_layer, hp.count("attention.sliding_window"), _PERIOD)
         kinds = [size is None for size in window]
         if not 0 <= n_shared < n_layer or not set(kinds[n_layer - n_shared :]) <= set(kinds[: n_layer - n_shared]):
             raise ArtifactFileError(
@@ -76,19 +77,8 @@ class Gemma3n(HeadNorms, PostNorms, Decoder):
         }
 
     @staticmethod
-    def _windows(hp: HyperParameters, n_layer: int) -> tuple[int | None, ...]:
-        """By layer; the pattern is a truth value per layer, or the length of a period that ends with a global layer."""
-        window = hp.count("attention.sliding_window")
-        pattern = hp.metadata.get(hp.key("attention.sliding_window_pattern"), _PERIOD)
-        if isinstance(pattern, int) and not isinstance(pattern, bool):
-            slides = tuple(pattern == 0 or il % pattern < pattern - 1 for il in range(n_layer))
-        else:
-            slides = hp.booleans("attention.sliding_window_pattern", n_layer)
-        return tuple(window if slide else None for slide in slides)
-
-    @staticmethod
     def _sparsity(hp: HyperParameters, n_layer: int) -> tuple[float | None, ...]:
-        """`activation_sparsity_scale`; minus infinity where a layer's gates are all let through."""
+        """`activation_sparsity_scale`, which is minus infinity where a layer's gates are all let through: None here."""
         scales = hp.metadata.get(hp.key("activation_sparsity_scale"))
         if scales is None:
             return tuple(_SPARSITY if il < _N_SPARSE else None for il in range(n_layer))

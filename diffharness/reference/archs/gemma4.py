@@ -1,4 +1,4 @@
-"""Gemma 4, text: 12B and 31B (dense, K=V globals), 26B-A4B (routed experts), E2B and E4B (per-layer embeddings).
+"""`gemma4`: Gemma 4, text. 12B and 31B (K=V globals), 26B-A4B (routed experts), E2B and E4B (per-layer embeddings).
 
 Every layer is a sandwich: norm, attention, norm, add; norm, feed-forward, norm, add; then, in the E models, what
 this layer's own token embedding says; at last one stored scalar multiplies the whole residual. Most layers slide;
@@ -56,6 +56,14 @@ class Gemma4(Steps):
         global_head_dim = h.count("attention.key_length")
         sliding_head_dim = h.integer("attention.key_length_swa", global_head_dim)
         sliding = h.booleans("attention.sliding_window_pattern", n_layer)
+        of_heads = {
+            "rope.dimension_count": global_head_dim,
+            "attention.value_length": global_head_dim,
+            "attention.value_length_swa": sliding_head_dim,
+        }
+        for name, size in of_heads.items():
+            if (found := h.integer(name, size)) != size:
+                h.refuse(name, found, f"the size of a head, {size}")
         n_shared = h.integer("attention.shared_kv_layers", 0)
         if not 0 <= n_shared < n_layer or not set(sliding[n_layer - n_shared :]) <= set(sliding[: n_layer - n_shared]):
             raise ArtifactFileError(

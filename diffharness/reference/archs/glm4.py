@@ -14,6 +14,7 @@ from diffharness.reference import ops
 from diffharness.reference.archs.chatglm import ChatGlm
 from diffharness.reference.decoder import PostNorms
 from diffharness.reference.hparams import HyperParameters
+from diffharness.reference.nextn import without_nextn
 
 _SECTIONS = "rope.dimension_sections"
 
@@ -26,11 +27,8 @@ class Glm4(PostNorms, ChatGlm):
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
-        fields = super().read(hp)
-        return fields | {
-            "n_layer": fields["n_layer"] - hp.integer("nextn_predict_layers", 0),
-            "has_sections": hp.has(_SECTIONS) and all(hp.integers(_SECTIONS, 2)),
-        }
+        has_sections = hp.has(_SECTIONS) and all(hp.integers(_SECTIONS, 2))
+        return super().read(without_nextn(hp)) | {"has_sections": has_sections}
 
     def rotary(self, il: int) -> ops.Rotary:
         return replace(super().rotary(il), interleaved=not self.has_sections)

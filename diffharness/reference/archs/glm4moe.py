@@ -16,6 +16,7 @@ from torch import Tensor
 from diffharness.reference.decoder import Decoder, HeadNorms, read_routing
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import Tap, Weights
+from diffharness.reference.nextn import without_nextn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,9 @@ class Glm4Moe(HeadNorms, Decoder):
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
-        fields = super().read(hp) | read_routing(hp, gating="sigmoid", grouped=True)
+        hp = without_nextn(hp)
         hp.integer("expert_shared_count", 0)  # told by the tensors' shapes
-        return fields | {"n_layer": fields["n_layer"] - hp.integer("nextn_predict_layers", 0)}
+        return super().read(hp) | read_routing(hp, gating="sigmoid", grouped=True)
 
     def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
         return super().norm_heads(w, il, name, heads, tap) if w.has(f"blk.{il}.{name}_norm.weight") else heads

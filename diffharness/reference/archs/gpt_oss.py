@@ -19,8 +19,8 @@ from diffharness.reference import ops
 from diffharness.reference.decoder import Decoder
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
-
-TRUNCATE = "diffharness.rope.yarn_truncate"  # bool, ours
+from diffharness.reference.windows import windows
+from diffharness.weights.names.gpt_oss import TRUNCATE
 
 _ALPHA = 1.702  # the gain of the sigmoid
 _LIMIT = 7.0  # of the gate from above, of what it gates from both sides
@@ -40,22 +40,11 @@ class GptOss(Decoder):
         return fields | {
             "rope_scaling": scaling,
             "sliding_rope_base": hp.number("rope.freq_base_swa", fields["rope_base"]),
-            "window": cls._windows(hp, fields["n_layer"]),
+            "window": windows(hp, fields["n_layer"], hp.count("attention.sliding_window"), _PERIOD),
             "gating": "softmax_of_chosen",
             "normalise_experts": False,
             "experts_scale": hp.number("expert_weights_scale", 0.0) or 1.0,
         }
-
-    @classmethod
-    def _windows(cls, hp: HyperParameters, n_layer: int) -> tuple[int | None, ...]:
-        """By layer; the pattern is a truth value per layer, or the length of a period that ends with a global layer."""
-        window = hp.count("attention.sliding_window")
-        pattern = hp.metadata.get(hp.key("attention.sliding_window_pattern"), _PERIOD)
-        if isinstance(pattern, int) and not isinstance(pattern, bool):
-            slides = tuple(pattern == 0 or il % pattern < pattern - 1 for il in range(n_layer))
-        else:
-            slides = hp.booleans("attention.sliding_window_pattern", n_layer)
-        return tuple(window if slide else None for slide in slides)
 
     def rotary(self, il: int) -> ops.Rotary:
         base = self.rope_base if self.window[il] is None else self.sliding_rope_base

@@ -1,4 +1,4 @@
-"""Granite 3 and 4 without recurrent layers, dense or with experts: Llama with a scale at every joint.
+"""`granite`, `granitemoe`: Granite 3 and 4 without recurrent layers. Llama with a scale at every joint.
 
 The embedding is multiplied, what each branch gives is multiplied before it is added, scores have a scale of their own,
 and logits are divided. Experts are weighed by the softmax over the chosen ones; an MLP that every token goes to may

@@ -1,6 +1,6 @@
-"""`llama`: Llama 1 to 3, SmolLM2, Mistral, and Mixtral's experts.
+"""`llama`: Llama 1 to 3, SmolLM2, Mistral, Mixtral. RMSNorm before each branch, rotary pairs of neighbours.
 
-Pre-norm decoder: RMSNorm, rotary attention with grouped KV heads, SiLU-gated feed-forward. GGUF keeps Q and K
+RMSNorm, rotary attention with grouped KV heads, SiLU-gated feed-forward. GGUF keeps Q and K
 permuted to interleaved rotary pairs, so rope here turns (2i, 2i + 1); Llama 3's frequency scaling is the tensor
 `rope_freqs`. Mistral's sliding window is part of the model although the engine's llama graph has none: it is
 applied where the metadata name it. Not supported: LongRoPE factors.

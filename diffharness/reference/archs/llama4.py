@@ -23,8 +23,8 @@ from diffharness.reference import moe, ops
 from diffharness.reference.decoder import Decoder
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
-
-HEAD_NORMS = "diffharness.attention.head_norms"  # bool, ours: whether the chunked layers normalise heads
+from diffharness.reference.windows import sliding_layers
+from diffharness.weights.names.llama4 import HEAD_NORMS
 
 _CHUNK = 8192
 _TEMPERATURE = 0.1
@@ -57,7 +57,7 @@ class Llama4(Decoder):
             hp.refuse("interleave_moe_layer_step", step, "0 or more")
         return fields | {
             "window": (None,) * n_layer,
-            "chunk": tuple(size if chunked and sees else None for sees in cls._pattern(hp, n_layer)),
+            "chunk": tuple(size if chunked and sees else None for sees in sliding_layers(hp, n_layer, _PERIOD)),
             "turns": tuple(not chunked or (il + 1) % _PERIOD != 0 for il in range(n_layer)),
             "head_norms": bool(hp.metadata.get(HEAD_NORMS, fields["n_expert"] != _EXPERTS_WITHOUT_NORMS)),
             "temperature": hp.number("attention.temperature_scale", _TEMPERATURE) if chunked else 0.0,
@@ -67,14 +67,6 @@ class Llama4(Decoder):
             "normalise_experts": hp.boolean("expert_weights_norm", False),
             "experts_scale": hp.number("expert_weights_scale", 0.0) or 1.0,
         }
-
-    @staticmethod
-    def _pattern(hp: HyperParameters, n_layer: int) -> tuple[bool, ...]:
-        """Which layers see chunks: a truth value per layer, or the length of a period whose last layer does not."""
-        pattern = hp.metadata.get(hp.key("attention.sliding_window_pattern"), _PERIOD)
-        if isinstance(pattern, int) and not isinstance(pattern, bool):
-            return tuple(pattern == 0 or il % pattern < pattern - 1 for il in range(n_layer))
-        return hp.booleans("attention.sliding_window_pattern", n_layer)
 
     # -- numbers ---------------------------------------------------------------------------------------
 

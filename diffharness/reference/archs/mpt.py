@@ -14,18 +14,18 @@ from torch import Tensor
 
 from diffharness.reference import ops
 from diffharness.reference.archs.gptneox import StatedGelu, read_gelu
-from diffharness.reference.decoder import Decoder, LayerNorms, WideNorms
+from diffharness.reference.archs.olmo import Clamped
+from diffharness.reference.decoder import LayerNorms, WideNorms
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mpt(StatedGelu, WideNorms, LayerNorms, Decoder):
-    """A `Decoder` with LayerNorms whose scores fall with distance."""
+class Mpt(StatedGelu, WideNorms, LayerNorms, Clamped):
+    """A `Clamped` decoder with LayerNorms whose scores fall with distance."""
 
     gelu: str
     max_alibi_bias: float
-    clamp: float  # of queries, keys and values; 0 for none
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
@@ -33,7 +33,6 @@ class Mpt(StatedGelu, WideNorms, LayerNorms, Decoder):
             "n_rot": 0,
             "gelu": read_gelu(hp),
             "max_alibi_bias": hp.number("attention.max_alibi_bias", 0.0),
-            "clamp": hp.number("attention.clamp_kqv", 0.0),
         }
 
     def scores(self, il: int) -> ops.Scores:
@@ -45,12 +44,6 @@ class Mpt(StatedGelu, WideNorms, LayerNorms, Decoder):
             x = x + w.rows("position_embd.weight", state.positions)
         tap("token_embd", x)
         return x
-
-    def qkv(self, w: Weights, il: int, h: Tensor, tap: Tap) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = super().qkv(w, il, h, tap)
-        if self.clamp > 0:
-            q, k, v = (heads.clamp(-self.clamp, self.clamp) for heads in (q, k, v))
-        return q, k, v
 
     def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
         # Both or neither: the one without the other is no model's, and the engine leaves it alone.

@@ -18,6 +18,7 @@ from diffharness.reference.decoder import read_routing
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.hybrid import Hybrid
 from diffharness.reference.model import State, Tap, Weights
+from diffharness.reference.nextn import without_nextn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,23 +36,19 @@ class NemotronH(Hybrid):
         for name in ("expert_used_count", "expert_feed_forward_length"):
             if isinstance(value := hp.metadata.get(hp.key(name)), (list, tuple)):
                 hp.refuse(name, value, "one number for all layers")
+        hp = without_nextn(hp)
         out = super().read(hp)
-        n_blocks = out["n_layer"]
-        n_layer = n_blocks - hp.integer("nextn_predict_layers", 0)
-        if not 0 < n_layer <= n_blocks:
-            hp.refuse("nextn_predict_layers", n_blocks - n_layer, f"fewer than the file's {n_blocks} blocks")
-        feeds = tuple(n > 0 for n in hp.integers("feed_forward_length", n_layer))
+        feeds = tuple(n > 0 for n in hp.integers("feed_forward_length", out["n_layer"]))
         if out["n_expert"]:
             out |= read_routing(hp, gating="sigmoid", grouped=True)
             hp.integer("expert_shared_count", 0)  # one MLP in any case
             if out["gating"] != "sigmoid" or out["n_dense"]:
                 hp.refuse("expert_gating_func", out["gating"], "sigmoid, and no leading dense layers")
         return out | {
-            "n_layer": n_layer,
             "eps": hp.number("attention.layer_norm_rms_epsilon", out["eps"]),
             "n_rot": 0,
             "feeds": feeds,
-            "recurrent": tuple(r and not feed for r, feed in zip(out["recurrent"], feeds, strict=False)),
+            "recurrent": tuple(r and not feed for r, feed in zip(out["recurrent"], feeds, strict=True)),
             "sizes": mamba.MambaSizes.read(hp, heads=True),
         }
 

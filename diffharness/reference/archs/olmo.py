@@ -17,12 +17,10 @@ from diffharness.reference.model import Tap, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Olmo(LayerNorms, Decoder):
-    """A `Decoder` with bare LayerNorms, which the file has no tensors of."""
+class Clamped(Decoder):
+    """A `Decoder` that cuts queries, keys and values off at a bound, before they turn."""
 
-    clamp: float | None  # of queries, keys and values
-
-    interleaved: ClassVar[bool] = True
+    clamp: float | None  # the bound, from both sides
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
@@ -34,6 +32,13 @@ class Olmo(LayerNorms, Decoder):
         if self.clamp is None:
             return q, k, v
         return q.clamp(-self.clamp, self.clamp), k.clamp(-self.clamp, self.clamp), v.clamp(-self.clamp, self.clamp)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Olmo(LayerNorms, Clamped):
+    """A `Clamped` decoder with bare LayerNorms, which the file has no tensors of."""
+
+    interleaved: ClassVar[bool] = True
 
 
 ARCHS = {"olmo": Olmo.from_metadata}

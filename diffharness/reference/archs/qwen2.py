@@ -1,4 +1,4 @@
-"""`qwen2` (Qwen 2, 2.5): llama's forward with biases on Q, K and V, and rotary pairs in half-split order."""
+"""`qwen2`: Qwen 2, 2.5. Llama's forward with biases on Q, K and V, and rotary pairs in half-split order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qwen3`: Qwen 2's forward without biases, with an RMSNorm of every Q and K head before the rotation."""
+"""`qwen3`: Qwen 3. Qwen 2's forward without biases, with an RMSNorm of every Q and K head before the rotation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qwen3moe`: Qwen 3's attention, and routed experts instead of the dense feed-forward in every layer.
+"""`qwen3moe`: Qwen 3 MoE. Qwen 3's attention, and routed experts instead of the dense feed-forward in every layer.
 
 Whether the routed experts' weights are made to sum to one is `norm_topk_prob` of the model (`expert_weights_norm`
 in the metadata, true where it is absent, as in every released model).

@@ -25,6 +25,7 @@ from diffharness.reference.decoder import HeadNorms
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.hybrid import Hybrid
 from diffharness.reference.model import State, Tap, Weights
+from diffharness.reference.nextn import without_nextn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,9 @@ class Qwen3Next(HeadNorms, Hybrid):
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
+        hp = without_nextn(hp)
         out = super().read(hp)
-        n_blocks = out["n_layer"]
-        n_layer = n_blocks - hp.integer("nextn_predict_layers", 0)
-        if not 0 < n_layer <= n_blocks:
-            hp.refuse("nextn_predict_layers", n_blocks - n_layer, f"fewer than the file's {n_blocks} blocks")
+        n_layer = out["n_layer"]
         interval = hp.integer("full_attention_interval", cls.usual_interval)
         if hp.has("attention.recurrent_layers"):
             recurrent_layers = hp.booleans("attention.recurrent_layers", n_layer)
@@ -54,7 +53,6 @@ class Qwen3Next(HeadNorms, Hybrid):
         else:
             hp.refuse("full_attention_interval", interval, "a positive number")
         return out | {
-            "n_layer": n_layer,
             "recurrent": recurrent_layers,
             "experts_scale": hp.number("expert_weights_scale", 0.0) or 1.0,
             **cls._heads(hp),

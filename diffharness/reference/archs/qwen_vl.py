@@ -1,4 +1,4 @@
-"""Qwen 2, 2.5 and 3 VL, text only: the forwards of Qwen 2, 3 and 3 MoE with M-RoPE.
+"""`qwen2vl`, `qwen3vl`, `qwen3vlmoe`: Qwen 2, 2.5 and 3 VL, text. The forwards of Qwen 2, 3 and 3 MoE with M-RoPE.
 
 Multimodal rotary embedding gives each pair of components one of a token's positions in time, height and width. In text
 the three are the same number, so that it is the plain rotary embedding whatever `rope.dimension_sections` says; a

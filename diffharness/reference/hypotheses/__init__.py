@@ -6,6 +6,7 @@ show first where the two sides first part. What is tried, and what is made of it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from diffharness.reference.hypotheses import (
@@ -13,10 +14,12 @@ from diffharness.reference.hypotheses import (
     cache,
     experts,
     feed_forward,
+    masks,
     norms,
     rope,
     rope_fitted,
     scaling,
+    stated,
     tensors,
     tokens,
 )
@@ -29,9 +32,11 @@ THEMES: dict[str, Propose] = {
     "rope": rope.propose,
     "rope, measured": rope_fitted.propose,
     "attention": attention.propose,
+    "masks": masks.propose,
     "norms": norms.propose,
     "feed-forward": feed_forward.propose,
     "scaling": scaling.propose,
+    "stated": stated.propose,
     "experts": experts.propose,
     "keys and values": cache.propose,
     "tokens": tokens.propose,
@@ -43,7 +48,7 @@ def proposals(scene: Scene) -> Iterator[tuple[str, Hypothesis]]:
     """Theme and hypothesis of all that may begin where the scene is; numbers from tables before fitted ones."""
     fitted = []
     for theme, propose in THEMES.items():
-        for hypothesis in propose(scene):
+        for hypothesis in _made(propose, scene):
             if not scene.may_begin_at(hypothesis.taps):
                 continue
             if hypothesis.fitted:
@@ -51,3 +56,11 @@ def proposals(scene: Scene) -> Iterator[tuple[str, Hypothesis]]:
             else:
                 yield theme, hypothesis
     yield from fitted
+
+
+def _made(propose: Propose, scene: Scene) -> Iterator[Hypothesis]:
+    """A theme's hypotheses up to one that cannot be made: of heads or taps of another shape than the theme measures."""
+    try:
+        yield from propose(scene)
+    except (RuntimeError, KeyError, IndexError) as error:
+        logging.getLogger(__name__).debug("%s: %s", propose.__module__, error)

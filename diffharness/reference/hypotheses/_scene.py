@@ -49,6 +49,7 @@ class Scene:
     engine: Mapping[str, Tensor] = field(default_factory=dict)
     heads: Mapping[str, Tensor] = field(default_factory=dict)
     qkv: tuple[Tensor, Tensor, Tensor] | None = None
+    sinks: Tensor | None = None  # of its attention [heads]
 
     @property
     def il(self) -> int:

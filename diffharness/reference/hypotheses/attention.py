@@ -1,11 +1,10 @@
-"""Attention: how scores are scaled and capped, which keys a query sees, which KV head it reads."""
+"""Attention: how scores are scaled, capped and biased, windows, chunks and sinks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from diffharness.reference import ops
 from diffharness.reference.hypotheses import _fit
 from diffharness.reference.hypotheses._altering import Alteration, altered, with_scores
 from diffharness.reference.hypotheses._scene import Hypothesis, Scene
-from diffharness.reference.model import State
+from diffharness.reference.model import State, Weights
 from diffharness.reference.ops import Scores
 from diffharness.reference.steps import Steps
 
@@ -32,8 +31,8 @@ def propose(scene: Scene) -> Iterator[Hypothesis]:
     yield from _scales(scene)
     yield from _caps(scene)
     yield from _windows(scene)
-    yield from _masks(scene)
-    yield from _groups(scene)
+    yield from _chunks(scene)
+    yield from _biased(scene)
     yield from _fitted(scene)
 
 
@@ -53,7 +52,7 @@ def _scales(scene: Scene) -> Iterator[Hypothesis]:
         1.0: "1",
         size**-0.5: f"1/sqrt({size}), of the head size",
         (n_embd // n_head) ** -0.5: f"1/sqrt({n_embd // n_head}), of width / heads",
-        n_rot**-0.5: f"1/sqrt({n_rot}), of what turns of a head",
+        max(n_rot, 1) ** -0.5: f"1/sqrt({n_rot}), of what turns of a head",
         n_embd**-0.5: f"1/sqrt({n_embd}), of the width",
         1 / size: f"1/{size}, of the head size",
         own * own: f"{own * own:.6g}, applied twice",
@@ -115,6 +114,45 @@ def _windows(scene: Scene) -> Iterator[Hypothesis]:
         )
 
 
+def _chunks(scene: Scene) -> Iterator[Hypothesis]:
+    own = scene.model.scores(scene.il).chunk
+    if own is None:
+        return
+    says = "every earlier token were seen, also of other chunks{scope}"
+    yield from _scored("chunk-absent", says, lambda s: replace(s, chunk=None), scene)
+    says = f"a window of {own} tokens were in the place of the chunks{{scope}}"
+    yield from _scored("chunk-window", says, lambda s: replace(s, chunk=None, window=own), scene)
+    for size in (2 * own, own // 2):
+        says = f"chunks{{scope}} were of {size} tokens, not {own}"
+        yield from _scored("chunk", says, lambda s, n=size: replace(s, chunk=max(1, n)), scene)  # type: ignore[misc]
+
+
+def _biased(scene: Scene) -> Iterator[Hypothesis]:
+    """What is added to scores, or stands beside them: ALiBi's slopes and sinks."""
+    bias = scene.model.scores(scene.il).max_alibi_bias
+    if bias:
+        says = "ALiBi{scope} were absent"
+        yield from _scored("alibi-absent", says, lambda s: replace(s, max_alibi_bias=0.0), scene)
+        for factor in (0.5, 2.0):
+            says = f"ALiBi's largest bias{{scope}} were {factor * bias:g}, and not {bias:g}"
+            other = factor * bias
+            yield from _scored("alibi", says, lambda s, b=other: replace(s, max_alibi_bias=b), scene)  # type: ignore[misc]
+    if scene.sinks is not None:
+        for name, says, change in (
+            ("sinks-absent", "attention sinks were absent", lambda sinks: None),
+            ("sinks-zero", "attention sinks were 0 in every head", torch.zeros_like),
+        ):
+            yield Hypothesis(f"attention.{name}", says, CONTEXT, _with_sinks(change))
+
+
+def _with_sinks(change: Callable[[Tensor], Tensor | None]) -> Alteration:
+    def step(me: Steps, plain: Callable[..., Tensor | None], w: Weights, il: int) -> Tensor | None:
+        sinks = plain(w, il)
+        return None if sinks is None else change(sinks)
+
+    return lambda model: altered(model, sinks=step)
+
+
 def _moved_window(by: int) -> Callable[[Scores], Scores]:
     return lambda s: replace(s, window=None if s.window is None else s.window + by)
 
@@ -136,86 +174,16 @@ def _seen(scene: Scene) -> int | None:
     scores, group = scene.model.scores(scene.il), q.shape[1] // k.shape[1]
     keys, values = k.repeat_interleave(group, dim=1).flip(0), v.repeat_interleave(group, dim=1).flip(0)
     logits = ops.softcap(torch.einsum("hd,thd->th", q[-1] * scores.scale, keys), scores.softcap)
-    weights = (logits - logits.max(dim=0).values).exp()
-    contexts = (weights[..., None] * values).cumsum(0) / weights.cumsum(0)[..., None]  # [windows, H, D]
+    slopes = ops.alibi_slopes(q.shape[1], scores.max_alibi_bias)
+    if slopes is not None:
+        logits = logits - torch.arange(len(logits))[:, None].to(logits) * slopes.to(logits)
+    sinks = None if scene.sinks is None else scene.sinks.to(logits)
+    top = logits.max(dim=0).values if sinks is None else torch.maximum(logits.max(dim=0).values, sinks)
+    weights = (logits - top).exp()
+    total = weights.cumsum(0) if sinks is None else weights.cumsum(0) + (sinks - top).exp()
+    contexts = (weights[..., None] * values).cumsum(0) / total[..., None]  # [windows, H, D]
     error = (contexts.flatten(1) - engine[-1].double()).square().sum(dim=1)
     return int(error.argmin()) + 1
-
-
-# -- masks and heads ----------------------------------------------------------------------------------
-
-
-def _masks(scene: Scene) -> Iterator[Hypothesis]:
-    yield _masked(
-        "mask-none", "queries saw the keys after them", lambda distance, s: torch.zeros_like(distance, dtype=torch.bool)
-    )
-    yield _masked(
-        "mask-self",
-        "queries did not see their own key",
-        lambda distance, s: (distance < 0) | ((distance == 0) & _later(distance)),
-    )
-    yield _masked("mask-next", "queries saw one key after them", lambda distance, s: distance < -1)
-    yield _masked("first-key", "the first token's key were not seen", _without_first)
-
-
-def _later(distance: Tensor) -> Tensor:
-    rows = torch.arange(len(distance), device=distance.device)
-    return (rows > 0)[:, None]
-
-
-def _without_first(distance: Tensor, scores: Scores) -> Tensor:
-    hidden = distance < 0 if scores.window is None else (distance < 0) | (distance >= scores.window)
-    hidden = hidden.clone()
-    hidden[1:, 0] = True
-    return hidden
-
-
-def _masked(name: str, says: str, hidden: Callable[[Tensor, Scores], Tensor]) -> Hypothesis:
-    def attend(
-        me: Steps, plain: Callable[..., Tensor], il: int, q: Tensor, k: Tensor, v: Tensor, state: State, *sinks: Any
-    ) -> Tensor:
-        scores = me.scores(il)
-        at = torch.arange(q.shape[1], device=q.device)
-        return masked(q, k, v, scores, hidden(at[:, None] - at[None, :], scores))
-
-    return Hypothesis(f"attention.{name}", says, CONTEXT, lambda model: altered(model, attend=attend))
-
-
-def masked(q: Tensor, k: Tensor, v: Tensor, scores: Scores, hidden: Tensor) -> Tensor:
-    """Attention of q [B, T, H, D] on k, v [B, S, Hkv, D], where `hidden` [T, S] says which keys are not seen."""
-    group = q.shape[2] // k.shape[2]
-    k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
-    logits = ops.softcap(torch.einsum("bthd,bshd->bhts", q * scores.scale, k), scores.softcap)
-    weights = logits.masked_fill(hidden, -math.inf).softmax(dim=-1)
-    return torch.einsum("bhts,bshd->bthd", weights, v).flatten(-2)
-
-
-def _groups(scene: Scene) -> Iterator[Hypothesis]:
-    assert scene.qkv is not None
-    n_head, n_kv = scene.qkv[0].shape[2], scene.qkv[1].shape[2]
-    if n_kv in (1, n_head):
-        return
-    says = f"query head h read KV head h mod {n_kv}, and not h // {n_head // n_kv}"
-    yield Hypothesis("attention.groups", says, CONTEXT, _reading(lambda h: h % n_kv))
-    yield Hypothesis(
-        "attention.first-kv-head", "every query head read the first KV head", CONTEXT, _reading(lambda h: 0)
-    )
-    says = "KV heads were read in reverse order"
-    yield Hypothesis("attention.kv-reversed", says, CONTEXT, _reading(lambda h: n_kv - 1 - h // (n_head // n_kv)))
-
-
-def _reading(kv_head: Callable[[int], int]) -> Alteration:
-    """Query head h reads KV head `kv_head(h)`."""
-
-    def attend(
-        me: Steps, plain: Callable[..., Tensor], il: int, q: Tensor, k: Tensor, v: Tensor, state: State, *sinks: Any
-    ) -> Tensor:
-        if k.shape[2] in (1, q.shape[2]):
-            return plain(il, q, k, v, state, *sinks)
-        which = torch.tensor([kv_head(h) % k.shape[2] for h in range(q.shape[2])], device=q.device)
-        return plain(il, q, k[:, :, which], v[:, :, which], state, *sinks)
-
-    return lambda model: altered(model, attend=attend)
 
 
 # -- fitted -------------------------------------------------------------------------------------------
@@ -227,11 +195,15 @@ def _fitted(scene: Scene) -> Iterator[Hypothesis]:
     if engine is None or scene.qkv[1].shape[1] != scene.qkv[0].shape[1]:
         return
     q, k, v = (x[:, :_FIT_TOKENS].double() for x in scene.qkv)
+    if engine.shape[1] != q.shape[2] * v.shape[3]:
+        return  # what attention gives is changed before it is shown
     own = scene.model.scores(scene.il)
+    state = State(scene.positions[:_FIT_TOKENS])
+    sinks = None if scene.sinks is None else scene.sinks.double()
 
     def error(scores: Scores) -> float:
-        made = ops.attention(q, k, v, scale=scores.scale, window=scores.window, softcap=scores.softcap)
-        return _fit.nmse(engine[:_FIT_TOKENS], made[0])
+        model = altered(scene.model, scores=lambda me, plain, il: scores)
+        return _fit.nmse(engine[:_FIT_TOKENS], model.attend(scene.il, q, k, v, state, sinks)[0])
 
     before = error(own)
     scale = _fit.minimum(lambda x: error(replace(own, scale=x)), own.scale / 64, own.scale * 64)

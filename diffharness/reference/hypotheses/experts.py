@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffharness.reference.hypotheses._altering import altered, seeing
+from diffharness.reference.hypotheses import _fit
+from diffharness.reference.hypotheses._altering import Alteration, altered, seeing
 from diffharness.reference.hypotheses._scene import Hypothesis, Scene
+from diffharness.reference.moe import SCORES
 from diffharness.reference.steps import Steps
 
 ROUTED = frozenset({"moe_experts"})
@@ -54,6 +56,7 @@ def propose(scene: Scene) -> Iterator[Hypothesis]:
         if n != n_used:
             says = f"{n} experts were used for a token, and not {n_used}"
             yield Hypothesis("experts.used", says, ROUTED, lambda model, n=n: replace(model, n_expert_used=n))  # type: ignore[misc]
+    yield from _stated(scene)
     for name, (says, score, weigh) in WEIGHINGS.items():
         yield Hypothesis(f"experts.{name}", says, ROUTED, _routing(score, weigh, n_used))
     yield Hypothesis("experts.lowest", "the experts of lowest score were chosen", ROUTED, _lowest())
@@ -66,7 +69,71 @@ def propose(scene: Scene) -> Iterator[Hypothesis]:
     for by, words in ((1, "one late"), (-1, "one early")):
         says = f"the chosen experts' numbers were {words}"
         yield Hypothesis("experts.number", says, ROUTED, _renumbered(lambda e, by=by: (e + by) % n_expert))  # type: ignore[misc]
+    yield from _shared(scene)
     yield from _permuted(scene, n_expert)
+
+
+def _stated(scene: Scene) -> Iterator[Hypothesis]:
+    """What the model states of the choice and the weights of experts, otherwise."""
+    stated: dict[str, tuple[object, str]] = {
+        "normalise_experts": (False, "experts' weights were not normalised"),
+        "experts_scale": (1.0, "the scale of experts' weights were absent"),
+        "n_group": (1, "experts were chosen among all groups"),
+        "router_softcap": (None, "the cap of the router's logits were absent"),
+    }
+    if getattr(scene.model, "normalise_experts", True) is False:
+        stated["normalise_experts"] = True, "experts' weights were normalised"
+    for field, (value, says) in stated.items():
+        if getattr(scene.model, field, value) != value:
+            yield Hypothesis(f"experts.{field}", says, ROUTED, _with(**{field: value}))
+    own = getattr(scene.model, "gating", None)
+    for gating in SCORES if own else ():
+        if gating != own:
+            says = f"the router's gate were a {gating.replace('_', ' ')}, and no {str(own).replace('_', ' ')}"
+            if gating == "softmax_of_chosen":
+                says = WEIGHINGS["softmax-after"][0]
+            yield Hypothesis("experts.gating", says, ROUTED, _with(gating=gating))
+    ours, engine = scene.ours.get("moe_experts"), scene.engine.get("moe_experts")
+    if scene.tap == "moe_experts" and ours is not None and engine is not None:
+        scale = _fit.nice(_fit.ratio(engine, ours) * getattr(scene.model, "experts_scale", 1.0))
+        if hasattr(scene.model, "experts_scale") and abs(scale / scene.model.experts_scale - 1) > 1e-4:
+            says = f"the scale of experts' weights were {scale:.6g}"
+            yield Hypothesis("experts.scale", says, ROUTED, _with(experts_scale=scale), 1)
+    if scene.has("exp_probs_b.bias"):
+        says = "the bias on the choice of experts were left out"
+        yield Hypothesis("experts.bias-absent", says, ROUTED, seeing(change=_zeros("exp_probs_b.bias")))
+        says = "the bias on the choice of experts were in their weights too"
+        yield Hypothesis("experts.bias-weighs", says, ROUTED, lambda model: altered(model, route=_biased))
+
+
+def _shared(scene: Scene) -> Iterator[Hypothesis]:
+    """Shared experts, which every token goes to."""
+    taps = frozenset({"ffn_shexp", "ffn_out"})
+    if not scene.has("ffn_up_shexp.weight"):
+        return
+    says = "shared experts were left out"
+    yield Hypothesis("experts.shared-absent", says, taps, seeing(change=_zeros("ffn_down_shexp.weight")))
+    if scene.has("ffn_gate_inp_shexp.weight"):
+        says = "the gate of the shared experts were left out"
+        hide = seeing(rename=lambda name: None if name.endswith("ffn_gate_inp_shexp.weight") else name)
+        yield Hypothesis("experts.shared-gate-absent", says, taps, hide)
+
+
+def _with(**fields: object) -> Alteration:
+    """The model with other hyperparameters."""
+    return lambda model: replace(model, **fields)  # type: ignore[type-var]
+
+
+def _biased(me: Steps, plain: Any, logits: Tensor, *bias: Any) -> tuple[Tensor, Tensor]:
+    model: Any = me
+    _, experts = plain(logits, *bias)
+    scores = SCORES[model.gating](logits) + bias[0]
+    chosen = scores.gather(-1, experts)
+    return (_normalised(chosen) if model.normalise_experts else chosen) * model.experts_scale, experts
+
+
+def _zeros(stem: str) -> Callable[[str, Tensor], Tensor]:
+    return lambda name, value: torch.zeros_like(value) if name.endswith(stem) else value
 
 
 def _routing(score: Callable[[Tensor], Tensor], weigh: Callable[[Tensor], Tensor], n_used: int) -> Any:

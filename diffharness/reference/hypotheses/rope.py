@@ -130,6 +130,14 @@ def _other_scalings(own: ops.RopeScaling) -> Iterator[tuple[str, str, ops.RopeSc
     if own == ops.NO_SCALING:
         return
     yarn = own.ext_factor != 0
+    if not yarn and own.freq_scale == 1:  # LongRoPE, whose frequencies are a list
+        yield "magnitude-1", "the magnitude of rope{scope} were absent", replace(own, magnitude=1.0)
+        yield (
+            "magnitude-squared",
+            "the magnitude of rope{scope} were applied twice",
+            replace(own, magnitude=own.magnitude**2),
+        )
+        return
     kind = "yarn" if yarn else "linear"
     yield "scaling-dropped", f"{kind} rope scaling{{scope}} were dropped", ops.NO_SCALING
     yield (

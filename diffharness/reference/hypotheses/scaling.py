@@ -85,6 +85,11 @@ def _residual(scene: Scene) -> Iterator[Hypothesis]:
     yield added(
         "branch-root", "sums of residual and branch were divided by sqrt(2)", lambda x, h: (x + h) / math.sqrt(2)
     )
+    own = float(scene.model.add(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)))
+    if own != 1:
+        yield added("residual-scale-absent", "the residual scale were absent", lambda x, h: x + h)
+        says = "the residual scale were applied twice"
+        yield added("residual-scale-twice", says, lambda x, h: x + own * own * h)
     depth = scene.model.n_layer
     for scale, words in (
         (0.5, "0.5"),
@@ -100,7 +105,7 @@ def _residual(scene: Scene) -> Iterator[Hypothesis]:
     if x is None or h is None or engine is None:
         return
     scale = _fit.nice(_fit.ratio(engine - x, h))
-    if abs(scale - 1) > 1e-4:
+    if abs(scale - own) > 1e-4:
         says = f"branches were scaled by {scale:.6g} before they were added to the residual"
         yield added("residual-scale", says, lambda x, h: x + scale * h, 1)
     whole = _fit.nice(_fit.ratio(engine, scene.ours[scene.tap]))
@@ -158,6 +163,10 @@ def _logits(scene: Scene) -> Iterator[Hypothesis]:
     for cap in (30.0, 50.0):
         if cap != own:
             yield _capped("softcap", f"final_logit_softcapping were {cap:g}", own, cap)
+    scale: float = getattr(scene.model, "logit_scale", 1.0)
+    if scale != 1:
+        says = "the scale of the logits were absent"
+        yield Hypothesis("scaling.logit-scale-absent", says, LOGITS, lambda model: replace(model, logit_scale=1.0))  # type: ignore[type-var]
     yield from _head(scene)
     if ours is None or engine is None:
         return

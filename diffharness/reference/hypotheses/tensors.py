@@ -12,14 +12,35 @@ from diffharness.reference.hypotheses._scene import Hypothesis, Scene
 from diffharness.taps import split
 
 BIASED = {
+    "attn_qkv": "attn_qkv",
     "attn_q": "attn_q",
     "attn_k": "attn_k",
     "attn_v": "attn_v",
+    "attn_gate": "attn_gate",
+    "ssm_in": "ssm_in",
+    "ssm_conv1d": "ssm_conv",
+    "ssm_dt": "ssm_dt",
+    "ssm_out": "ssm_out",
     "attn_output": "attn_out",
     "ffn_gate": "ffn_gate",
     "ffn_up": "ffn_up",
     "ffn_down": "ffn_out",
+    "ffn_gate_inp": "moe_logits",
+    "ffn_gate_exps": "moe_experts",
+    "ffn_up_exps": "moe_experts",
+    "ffn_down_exps": "moe_experts",
 }
+PROJECTED = {
+    **BIASED,
+    "attn_q_a": "attn_q_a",
+    "attn_q_b": "attn_q",
+    "attn_kv_a_mqa": "attn_kv_a",
+    "ffn_gate_shexp": "ffn_shexp",
+    "ffn_up_shexp": "ffn_shexp",
+    "ffn_down_shexp": "ffn_shexp",
+}
+"""Matrices of a layer, and where what they give may be seen first."""
+
 QK = frozenset({"attn_q", "attn_k"})
 
 Order = Callable[[int, int], Tensor]
@@ -38,16 +59,34 @@ def propose(scene: Scene) -> Iterator[Hypothesis]:
                 yield Hypothesis("bias.absent", f"{stem}.bias were left out", frozenset({tap}), _without({stem}))
         doubled = seeing(change=lambda name, value: 2 * value if name.endswith(".bias") else value)
         yield Hypothesis("bias.twice", "biases were added twice", frozenset(present.values()), doubled)
+    yield from _scales(scene)
     yield from _rows(scene)
     yield from _neighbours(scene)
 
 
-def _without(stems: set[str]) -> Alteration:
-    def rename(name: str) -> str | None:
-        stem, _, kind = split(name)[1].rpartition(".")
-        return None if kind == "bias" and stem in stems else name
+def _scales(scene: Scene) -> Iterator[Hypothesis]:
+    """The factor that a matrix may have beside it, `<matrix>.scale`."""
+    for part, words in (("ffn_", "of the feed-forward's matrices"), ("attn_", "of attention's matrices"), ("", "")):
+        taps = frozenset(tap for stem, tap in PROJECTED.items() if stem.startswith(part) and scene.has(f"{stem}.scale"))
+        if taps:
+            says = " ".join(("the factors beside matrices (.scale)", words, "were left out")).replace("  ", " ")
+            yield Hypothesis("scale.absent", says, taps, seeing(change=_unscaled(part)))
 
-    return seeing(rename=rename)
+
+def _unscaled(part: str) -> Callable[[str, Tensor], Tensor]:
+    def change(name: str, value: Tensor) -> Tensor:
+        stem, _, kind = split(name)[1].rpartition(".")
+        return torch.ones_like(value) if kind == "scale" and stem in PROJECTED and stem.startswith(part) else value
+
+    return change
+
+
+def _without(stems: set[str]) -> Alteration:
+    def change(name: str, value: Tensor) -> Tensor:
+        stem, _, kind = split(name)[1].rpartition(".")
+        return torch.zeros_like(value) if kind == "bias" and stem in stems else value
+
+    return seeing(change=change)
 
 
 # -- order of rows ------------------------------------------------------------------------------------
@@ -101,7 +140,7 @@ def _rows(scene: Scene) -> Iterator[Hypothesis]:
 def _permuted(stems: frozenset[str], order: Order) -> Alteration:
     def change(name: str, value: Tensor) -> Tensor:
         il, rest = split(name)
-        if il is None or rest.rpartition(".")[0] not in stems:
+        if il is None or rest.rpartition(".")[0] not in stems or rest.endswith(".scale"):
             return value
         return value[order(il, len(value)).to(value.device)]
 

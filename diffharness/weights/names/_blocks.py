@@ -30,36 +30,68 @@ def layer_norm_metadata(config: Config, arch: str, eps: str = "layer_norm_eps", 
     return out | {f"{arch}.attention.layer_norm_epsilon": value}
 
 
-def attention_rules(
-    metadata: Metadata, il: int, *, permuted: bool = False, bias: bool | None = False, prefix: str = "model."
-) -> list[TensorRule]:
-    """The four projections of layer `il`; `permuted`: rows of Q and K are interleaved rotary pairs in the GGUF.
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+GATED = ("gate_proj", "up_proj", "down_proj")
 
-    `bias` None means that a file may have biases.
+
+def attention_matrices(
+    keys: Keys,
+    blk: str,
+    hf: str,
+    names: tuple[str, str, str, str] = ATTENTION,
+    *,
+    permuted: bool = False,
+    bias: bool | None = None,
+    out_bias: bool | None = False,
+) -> list[TensorRule]:
+    """Projections of queries, keys and values and of the heads' output: `names` below the Hugging Face prefix `hf`.
+
+    `blk` is the GGUF prefix (`blk.3.`); `permuted`: rows of Q and K are interleaved rotary pairs in the GGUF. Biases
+    are there, are not (False), or may be there (None).
     """
-    keys = Keys(metadata)
-    blk, hf = f"blk.{il}.", f"{prefix}layers.{il}.self_attn."
     n_embd, n_head, n_head_kv = keys.n_embd, keys.n_head, keys.n_head_kv
     q, kv = n_head * keys.head_dim, n_head_kv * keys.head_dim
     of_q, of_k = (RotaryPairs(n_head), RotaryPairs(n_head_kv)) if permuted else (PLAIN, PLAIN)
     return [
-        *matrix(blk, "attn_q", hf + "q_proj", q, n_embd, layout=of_q, bias=bias),
-        *matrix(blk, "attn_k", hf + "k_proj", kv, n_embd, layout=of_k, bias=bias),
-        *matrix(blk, "attn_v", hf + "v_proj", kv, n_embd, bias=bias),
-        *matrix(blk, "attn_output", hf + "o_proj", n_embd, q, bias=bias),
+        *matrix(blk, "attn_q", hf + names[0], q, n_embd, layout=of_q, bias=bias),
+        *matrix(blk, "attn_k", hf + names[1], kv, n_embd, layout=of_k, bias=bias),
+        *matrix(blk, "attn_v", hf + names[2], kv, n_embd, bias=bias),
+        *matrix(blk, "attn_output", hf + names[3], n_embd, q, bias=out_bias),
     ]
 
 
-def mlp_rules(metadata: Metadata, il: int, *, bias: bool | None = False, prefix: str = "model.") -> list[TensorRule]:
-    """Gate, up and down of the dense feed-forward of layer `il`."""
-    keys = Keys(metadata)
-    blk, hf = f"blk.{il}.", f"{prefix}layers.{il}.mlp."
-    n_embd, n_ff = keys.n_embd, keys.integer("feed_forward_length")
+def gated_matrices(
+    blk: str,
+    hf: str,
+    n_ff: int,
+    n_embd: int,
+    names: tuple[str, str, str] = GATED,
+    *,
+    suffix: str = "",
+    bias: bool | None = False,
+) -> list[TensorRule]:
+    """Gate, up and down of a gated MLP: `names` below `hf`, GGUF names that end with `suffix` (`_shexp`)."""
+    gate, up, down = names
     return [
-        *matrix(blk, "ffn_gate", hf + "gate_proj", n_ff, n_embd, bias=bias),
-        *matrix(blk, "ffn_up", hf + "up_proj", n_ff, n_embd, bias=bias),
-        *matrix(blk, "ffn_down", hf + "down_proj", n_embd, n_ff, bias=bias),
+        *matrix(blk, "ffn_gate" + suffix, hf + gate, n_ff, n_embd, bias=bias),
+        *matrix(blk, "ffn_up" + suffix, hf + up, n_ff, n_embd, bias=bias),
+        *matrix(blk, "ffn_down" + suffix, hf + down, n_embd, n_ff, bias=bias),
     ]
+
+
+def attention_rules(
+    metadata: Metadata, il: int, *, permuted: bool = False, bias: bool | None = False
+) -> list[TensorRule]:
+    """`attention_matrices` of layer `il` under the usual names; `bias` is that of all four."""
+    hf = f"model.layers.{il}.self_attn."
+    return attention_matrices(Keys(metadata), f"blk.{il}.", hf, permuted=permuted, bias=bias, out_bias=bias)
+
+
+def mlp_rules(metadata: Metadata, il: int, *, bias: bool | None = False) -> list[TensorRule]:
+    """`gated_matrices` of layer `il` under the usual names, as wide as every layer's feed-forward."""
+    keys = Keys(metadata)
+    n_ff = keys.integer("feed_forward_length")
+    return gated_matrices(f"blk.{il}.", f"model.layers.{il}.mlp.", n_ff, keys.n_embd, bias=bias)
 
 
 def fused_or_not(metadata: Metadata, form: list[TensorRule], other: list[TensorRule]) -> list[TensorRule]:
@@ -71,18 +103,3 @@ def fused_or_not(metadata: Metadata, form: list[TensorRule], other: list[TensorR
     if TIED_HEAD in metadata:
         return form
     return [replace(rule, required=False) for rule in (*form, *other)]
-
-
-def moved(rules: list[TensorRule], to: str, *others: str) -> list[TensorRule]:
-    """The same rules with Hugging Face names that begin with `model.` begin with `to`; spelled, too, as `others`."""
-    return [_moved(rule, to, others) for rule in rules]
-
-
-def _moved(rule: TensorRule, to: str, others: tuple[str, ...]) -> TensorRule:
-    def under(prefix: str, parts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(prefix + part.removeprefix("model.") if part.startswith("model.") else part for part in parts)
-
-    spellings = [(rule.hf, rule.layout), *rule.aliases]
-    aliases = {(under(prefix, parts), layout): None for parts, layout in spellings for prefix in (to, *others)}
-    first = (under(to, rule.hf), rule.layout)
-    return replace(rule, hf=first[0], aliases=tuple(alias for alias in aliases if alias != first))

@@ -61,6 +61,11 @@ def rope_parameters(config: Config, *, default_theta: float, layer_type: str | N
     return rope
 
 
+def without_rope(config: Config) -> dict[str, Any]:
+    """`config` without what it says of the rotary embedding's scaling, for which the caller has other keys."""
+    return {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_parameters")}
+
+
 def rope_metadata(arch: str, rope: Config) -> dict[str, Any]:
     """GGUF keys of what `rope_parameters` gave: default, linear, yarn or llama3; CheckpointError for others."""
     key = f"{arch}.rope."

@@ -24,9 +24,8 @@ from diffharness.weights.names._keys import (
     head_rules,
 )
 from diffharness.weights.names._map import ADD_ONE, PLAIN, Config, Draw, Layout, Sizes, TensorRule
+from diffharness.weights.names._sliding import GLOBAL, SLIDING, by_period
 from diffharness.weights.source import Metadata
-
-SLIDING, GLOBAL = "sliding_attention", "full_attention"  # config.json's words
 
 # A text model's tensors are under the first prefix; inside an image-and-text model, under one of the others.
 PREFIXES = ("model.", "model.language_model.", "language_model.model.")
@@ -88,7 +87,7 @@ def layer_types(config: Config, period: int) -> list[str]:
     """Each layer's kind in config.json's words: listed there, or following from a period that ends with a global."""
     n_layer = int(config["num_hidden_layers"])
     given = config.get("layer_types")
-    kinds = list(given) if given else [SLIDING if (il + 1) % period else GLOBAL for il in range(n_layer)]
+    kinds = list(given) if given else by_period(n_layer, period)
     if len(kinds) != n_layer or not set(kinds) <= {SLIDING, GLOBAL}:
         raise CheckpointError(
             f"config.json: `layer_types`: expected {n_layer} times {SLIDING} or {GLOBAL}, found {len(kinds)} values"

@@ -33,18 +33,6 @@ def glm_config(metadata: Metadata, arch: str) -> dict[str, Any]:
     }
 
 
-def glm_attention(metadata: Metadata, blk: str, hf: str) -> list[TensorRule]:
-    """Projections of layer `blk`, `hf` their Hugging Face prefix; biases may be there if nobody says."""
-    keys, bias = Keys(metadata), metadata.get(ATTENTION_BIAS)
-    n_embd, q, kv = keys.n_embd, keys.n_head * keys.head_dim, keys.n_head_kv * keys.head_dim
-    return [
-        *matrix(blk, "attn_q", hf + "q_proj", q, n_embd, bias=bias),
-        *matrix(blk, "attn_k", hf + "k_proj", kv, n_embd, bias=bias),
-        *matrix(blk, "attn_v", hf + "v_proj", kv, n_embd, bias=bias),
-        *matrix(blk, "attn_output", hf + "o_proj", n_embd, q),
-    ]
-
-
 def fused_mlp(keys: Keys, blk: str, up: str, down: str) -> list[TensorRule]:
     """A gated MLP whose gate and up are one matrix, the gate's rows first."""
     n_embd, n_ff = keys.n_embd, keys.integer("feed_forward_length")

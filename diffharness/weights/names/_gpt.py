@@ -19,8 +19,6 @@ from diffharness.weights.source import Float32Array, Metadata
 
 ACTIVATION = "diffharness.activation"  # which GELU, in ggml's words
 QKV_BIAS = "diffharness.qkv_bias"  # bool: queries, keys and values have biases
-ATTENTION_BIAS = "diffharness.attention_bias"  # bool: and so has the attention's output
-MLP_BIAS = "diffharness.mlp_bias"
 
 _GELUS = {
     "gelu": "gelu_erf",

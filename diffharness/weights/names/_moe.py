@@ -10,6 +10,10 @@ import numpy as np
 from diffharness.weights.names._map import PLAIN, STACK, Layout, TensorRule
 from diffharness.weights.source import Float32Array
 
+# How checkpoints call an expert's matrices: most of them, and those after Mixtral.
+PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
+
 
 @dataclass(frozen=True)
 class FusedHalf:

@@ -10,8 +10,9 @@ from diffharness.weights.names._blocks import fused_or_not
 from diffharness.weights.names._draw import around, by_width
 from diffharness.weights.names._keys import Keys, head_rules
 from diffharness.weights.names._map import ADD_ONE, PLAIN, Layout, Shaped, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import PROJECTIONS, expert_rules
 from diffharness.weights.names._qwen_next import INTERVAL
+from diffharness.weights.names._shared_experts import expert_width, n_main_layers
 from diffharness.weights.source import Metadata
 
 # A text model's tensors are under the first prefix; inside an image-and-text model, under the other.
@@ -56,11 +57,6 @@ class DeltaSizes:
     @property
     def conv_shape(self) -> Layout:
         return Shaped((self.n_conv, self.kernel), (self.n_conv, 1, self.kernel))
-
-
-def n_model_layers(keys: Keys) -> int:
-    """Layers of the model; further blocks of the file predict further tokens."""
-    return keys.n_layer - keys.integer("nextn_predict_layers", 0)
 
 
 def is_recurrent(keys: Keys, il: int) -> bool:
@@ -126,14 +122,12 @@ def moe_rules(metadata: Metadata, blk: str, hf: str) -> list[TensorRule]:
     """
     keys = Keys(metadata)
     n_embd, n_expert = keys.n_embd, keys.n_expert
-    n_ff = keys.integer("expert_feed_forward_length", 0)
-    n_ff = n_ff or keys.integer("feed_forward_length") // max(1, keys.integer("expert_used_count"))
+    n_ff = expert_width(keys, 0)
     n_shared = keys.integer("expert_shared_feed_forward_length", 0) or keys.integer("feed_forward_length", 0)
-    names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
     routed: list[TensorRule] = []
     for prefix in PREFIXES:
         mlp = f"{prefix}{hf}mlp."
-        found = expert_rules(blk, mlp, names, fused=mlp, n_expert=n_expert, n_ff=n_ff, n_embd=n_embd)
+        found = expert_rules(blk, mlp, PROJECTIONS, fused=mlp, n_expert=n_expert, n_ff=n_ff, n_embd=n_embd)
         if routed:
             both = zip(routed, found, strict=True)
             found = [replace(r, aliases=(*r.aliases, (other.hf, other.layout), *other.aliases)) for r, other in both]
@@ -166,7 +160,7 @@ def further_rules(metadata: Metadata, *, experts: bool) -> list[TensorRule]:
     keys = Keys(metadata)
     n_embd, out = keys.n_embd, []
     for at in range(keys.integer("nextn_predict_layers", 0)):
-        blk, hf = f"blk.{n_model_layers(keys) + at}.", f"layers.{at}."
+        blk, hf = f"blk.{n_main_layers(keys) + at}.", f"layers.{at}."
         ffn = moe_rules(metadata, blk, hf) if experts else dense_rules(keys, blk, hf)
         block = [*norm_rules(blk, hf, n_embd), *attention_rules(keys, blk, hf), *ffn]
         out += [replace(one, required=False, synthetic=False, hf=_of_mtp(one.hf), aliases=()) for one in block]

@@ -11,19 +11,21 @@ from dataclasses import replace
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import gated_matrices
 from diffharness.weights.names._config import need_float, need_int
+from diffharness.weights.names._draw import normal
 from diffharness.weights.names._keys import Keys, matrix, vector
 from diffharness.weights.names._map import Config, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import PROJECTIONS, expert_rules
 
 GATING = {"softmax": 1, "sigmoid": 2}  # GGUF's `expert_gating_func`
-_PARTS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+_CHOICE_BIAS = normal(0.2)  # small enough that the bias does not choose alone
 
 
 def experts_metadata(config: Config, arch: str) -> dict[str, Any]:
     """The keys of experts under DeepSeek's names in config.json; gating and groups only where it names them."""
     out: dict[str, Any] = {
-        f"{arch}.leading_dense_block_count": need_int(config, "first_k_dense_replace"),
+        f"{arch}.leading_dense_block_count": n_leading_dense(config),
         f"{arch}.expert_count": need_int(config, "n_routed_experts", "num_local_experts", "num_experts"),
         f"{arch}.expert_used_count": need_int(config, "num_experts_per_tok"),
         f"{arch}.expert_feed_forward_length": need_int(config, "moe_intermediate_size"),
@@ -36,6 +38,17 @@ def experts_metadata(config: Config, arch: str) -> dict[str, Any]:
     if config.get("topk_group") is not None:
         out[f"{arch}.expert_group_used_count"] = need_int(config, "topk_group")
     return out
+
+
+def n_leading_dense(config: Config, default: int | None = None) -> int:
+    """Layers without experts, which all must come first, by a word for each layer or else by their number."""
+    kinds = config.get("mlp_layer_types")
+    if not kinds:
+        return need_int({"first_k_dense_replace": default, **config}, "first_k_dense_replace")
+    n_dense = next((il for il, kind in enumerate(kinds) if kind != "dense"), len(kinds))
+    if "dense" in kinds[n_dense:]:
+        raise CheckpointError("config.json: `mlp_layer_types`: expected dense layers before all sparse ones")
+    return n_dense
 
 
 def gating_code(config: Config, *keys: str, default: str) -> int:
@@ -63,23 +76,14 @@ def feed_forward_rules(
     """
     blk, n_embd = f"blk.{il}.", keys.n_embd
     if il < keys.integer("leading_dense_block_count", 0):
-        return mlp_rules(blk, "", mlp, keys.by_layer("feed_forward_length")[il], n_embd)
+        return gated_matrices(blk, mlp, keys.by_layer("feed_forward_length")[il], n_embd)
     n_ff = expert_width(keys, il)
-    out = expert_rules(blk, mlp, _PARTS, fused=mlp, n_expert=keys.n_expert, n_ff=n_ff, n_embd=n_embd)
+    out = expert_rules(blk, mlp, PROJECTIONS, fused=mlp, n_expert=keys.n_expert, n_ff=n_ff, n_embd=n_embd)
     if bias is not None:
         name, made = blk + "exp_probs_b.bias", keys.get("expert_gating_func") != GATING["softmax"]
-        out.append(TensorRule(name, (keys.n_expert,), (mlp + bias,), required=False, synthetic=made))
+        out.append(TensorRule(name, (keys.n_expert,), (mlp + bias,), required=False, synthetic=made, draw=_CHOICE_BIAS))
     width = n_ff * keys.integer("expert_shared_count", 0) if n_ff_shared is None else n_ff_shared
-    return out + (mlp_rules(blk, "_shexp", mlp + shared, width, n_embd) if width else [])
-
-
-def mlp_rules(blk: str, suffix: str, hf: str, n_ff: int, n_embd: int) -> list[TensorRule]:
-    """Gate, up and down of a gated MLP, under GGUF names that end with `suffix`."""
-    return [
-        *matrix(blk, "ffn_gate" + suffix, hf + "gate_proj", n_ff, n_embd),
-        *matrix(blk, "ffn_up" + suffix, hf + "up_proj", n_ff, n_embd),
-        *matrix(blk, "ffn_down" + suffix, hf + "down_proj", n_embd, n_ff),
-    ]
+    return out + (gated_matrices(blk, mlp + shared, width, n_embd, suffix="_shexp") if width else [])
 
 
 def expert_width(keys: Keys, il: int) -> int:

@@ -1,4 +1,4 @@
-"""Qwen's optional sliding window, between config.json and GGUF keys.
+"""Kinds of layers in config.json's words, and Qwen's optional sliding window.
 
 `use_sliding_window` is off in every released model and the engine's graphs have no window for these architectures;
 where a checkpoint turns it on, it is part of the model and the metadata say so.
@@ -13,6 +13,13 @@ from diffharness.weights.names._keys import Keys
 from diffharness.weights.names._map import Config
 from diffharness.weights.source import Metadata
 
+SLIDING, GLOBAL = "sliding_attention", "full_attention"  # config.json's words
+
+
+def by_period(n_layer: int, period: int) -> list[str]:
+    """Each layer's kind where the last of every `period` layers is global."""
+    return [SLIDING if (il + 1) % period else GLOBAL for il in range(n_layer)]
+
 
 def sliding_metadata(config: Config, arch: str, *, every_layer: bool = False) -> dict[str, Any]:
     """No keys unless the window is on. `every_layer`: all layers slide, not those from `max_window_layers` on."""
@@ -21,7 +28,7 @@ def sliding_metadata(config: Config, arch: str, *, every_layer: bool = False) ->
     n_layer = need_int(config, "num_hidden_layers")
     types = config.get("layer_types")
     first = 0 if every_layer else config.get("max_window_layers", 28)
-    pattern = [kind == "sliding_attention" for kind in types] if types else [il >= first for il in range(n_layer)]
+    pattern = [kind == SLIDING for kind in types] if types else [il >= first for il in range(n_layer)]
     return {
         f"{arch}.attention.sliding_window": need_int(config, "sliding_window"),
         f"{arch}.attention.sliding_window_pattern": pattern,
@@ -38,5 +45,5 @@ def sliding_config(metadata: Metadata, arch: str) -> dict[str, Any]:
     return {
         "use_sliding_window": True,
         "sliding_window": window,
-        "layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides],
+        "layer_types": [SLIDING if slide else GLOBAL for slide in slides],
     }

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import gated_matrices
 from diffharness.weights.names._config import expect_activation
-from diffharness.weights.names._halves import gated_matrices
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -61,7 +61,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             *_qkv(keys, blk, hf + "self_attn.W_pack.weight"),
             *matrix(blk, "attn_output", hf + "self_attn.o_proj", n_embd, n_embd),
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
-            *gated_matrices(keys, blk, hf + "mlp."),
+            *gated_matrices(blk, hf + "mlp.", keys.integer("feed_forward_length"), keys.n_embd),
         ]
     return out
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._config import expect_activation
+from diffharness.weights.names._config import expect_activation, need
 from diffharness.weights.names._keys import (
     TIED_HEAD,
     Keys,
@@ -40,7 +40,7 @@ def metadata(config: Config) -> dict[str, Any]:
     return out | {
         f"{_ARCH}.rope.dimension_count": Keys(out).head_dim,
         f"{_ARCH}.expert_weights_scale": 1.0,  # the model's code reads none
-        f"{_ARCH}.expert_weights_norm": bool(config.get("norm_topk_prob", False)),
+        f"{_ARCH}.expert_weights_norm": bool(need(config, "norm_topk_prob")),
         _NORM_HEAD: bool(config.get("norm_head", False)),
     }
 

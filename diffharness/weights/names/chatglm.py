@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._blocks import ATTENTION_BIAS
+from diffharness.weights.names._blocks import ATTENTION_BIAS, attention_matrices
 from diffharness.weights.names._config import need_float, need_int
-from diffharness.weights.names._glm import fused_mlp, glm_attention, glm_config, glm_metadata
+from diffharness.weights.names._glm import fused_mlp, glm_config, glm_metadata
 from diffharness.weights.names._keys import Keys, decoder_example, embedding_rules, matrix, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.source import Metadata
@@ -119,7 +119,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     out = [replace(rule, hf=(name + ".weight",)) for rule, name in ends]
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"{names.layers}{il}."
-        *apart, dense = glm_attention(metadata, blk, hf + "self_attn.")
+        *apart, dense = attention_matrices(keys, blk, hf + "self_attn.", bias=metadata.get(ATTENTION_BIAS))
         joined = _joined(metadata, keys, blk, hf + "self_attention.query_key_value")
         out += [
             vector(blk, "attn_norm", hf + "input_layernorm", keys.n_embd),

@@ -12,13 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._blocks import ATTENTION_BIAS, attention_rules, fused_or_not, mlp_rules
+from diffharness.weights.names._blocks import ATTENTION_BIAS, attention_rules, fused_or_not, gated_matrices, mlp_rules
 from diffharness.weights.names._config import need_int
-from diffharness.weights.names._keys import Keys, embedding_rules, matrix, vector
+from diffharness.weights.names._keys import Keys, embedding_rules, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
-from diffharness.weights.names._shared_experts import n_main_layers, nextn_metadata, nextn_rules
-from diffharness.weights.names.command_r import PERIOD, SLIDING, by_period, cohere_example, cohere_metadata
+from diffharness.weights.names._moe import PROJECTIONS, expert_rules
+from diffharness.weights.names._shared_experts import n_leading_dense, n_main_layers, nextn_metadata, nextn_rules
+from diffharness.weights.names._sliding import SLIDING, by_period
+from diffharness.weights.names.command_r import PERIOD, cohere_example, cohere_metadata
 from diffharness.weights.source import Metadata
 
 _ARCH = "cohere2moe"
@@ -32,7 +33,7 @@ def metadata(config: Config) -> dict[str, Any]:
     if config.get("rms_norm_eps") is not None:
         out[f"{_ARCH}.attention.layer_norm_rms_epsilon"] = float(config["rms_norm_eps"])
     n_ff, n_shared = need_int(config, "intermediate_size"), int(config.get("num_shared_experts") or 0)
-    head_dim, n_dense = int(config.get("head_dim") or 128), _n_dense(config)
+    head_dim, n_dense = int(config.get("head_dim") or 128), n_leading_dense(config, 0)
     _check(config, n_dense)
     gating = config.get("expert_selection_fn", "softmax")
     if gating not in _GATING:
@@ -55,18 +56,6 @@ def metadata(config: Config) -> dict[str, Any]:
         out[f"{_ARCH}.expert_shared_count"] = n_shared
         out[f"{_ARCH}.expert_shared_feed_forward_length"] = n_ff * n_shared
     return out | nextn_metadata(config, _ARCH)
-
-
-def _n_dense(config: Config) -> int:
-    """Layers without experts, all of which must come first."""
-    n_layer = need_int(config, "num_hidden_layers")
-    n_dense = int(config.get("first_k_dense_replace") or 0)
-    kinds = config.get("mlp_layer_types")
-    if kinds:
-        n_dense = next((il for il, kind in enumerate(kinds) if kind != "dense"), n_layer)
-        if "dense" in kinds[n_dense:]:
-            raise CheckpointError("config.json: `mlp_layer_types`: expected all dense layers at the front")
-    return n_dense
 
 
 def _kinds(config: Config, n_dense: int) -> list[str]:
@@ -109,10 +98,10 @@ def _layer_rules(metadata: Metadata, il: int) -> list[TensorRule]:
     ]
     if il < keys.integer("leading_dense_block_count", 0):
         return out + mlp_rules(metadata, il)
-    names, mlp = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}, hf + "mlp."
+    mlp = hf + "mlp."
     n_ff = keys.integer("expert_feed_forward_length", 0) or keys.integer("feed_forward_length")
     router, gate, up, down = expert_rules(
-        blk, mlp, names, fused=mlp, n_expert=keys.n_expert, n_ff=n_ff, n_embd=keys.n_embd
+        blk, mlp, PROJECTIONS, fused=mlp, n_expert=keys.n_expert, n_ff=n_ff, n_embd=keys.n_embd
     )
     both = TensorRule(blk + "ffn_gate_up_exps.weight", (keys.n_expert, 2 * n_ff, keys.n_embd))
     out += [router, *fused_or_not(metadata, [gate, up], [both]), down]
@@ -120,10 +109,7 @@ def _layer_rules(metadata: Metadata, il: int) -> list[TensorRule]:
     if not n_shared:
         return out
     width = keys.integer("expert_shared_feed_forward_length", 0) or n_ff * n_shared
-    shapes = {"gate": (width, keys.n_embd), "up": (width, keys.n_embd), "down": (keys.n_embd, width)}
-    for part, shape in shapes.items():
-        out += matrix(blk, f"ffn_{part}_shexp", f"{mlp}shared_experts.{names[part]}", *shape)
-    return out
+    return out + gated_matrices(blk, mlp + "shared_experts.", width, keys.n_embd, suffix="_shexp")
 
 
 def example(sizes: Sizes) -> dict[str, Any]:

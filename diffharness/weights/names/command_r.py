@@ -20,9 +20,9 @@ from diffharness.weights.names._config import expect_activation, need_float, nee
 from diffharness.weights.names._draw import NORM
 from diffharness.weights.names._keys import Keys, decoder_example, embedding_rules, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._sliding import SLIDING, by_period
 from diffharness.weights.source import Metadata
 
-SLIDING, GLOBAL = "sliding_attention", "full_attention"  # config.json's words
 PERIOD = 4
 DEFAULTS: dict[str, Any] = {"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "tie_word_embeddings": True}
 NORMS_OF_HEADS = "diffharness.norms_of_heads"  # bool: queries and keys are normalised; GGUF tells by the tensors
@@ -30,6 +30,8 @@ NORMS_OF_HEADS = "diffharness.norms_of_heads"  # bool: queries and keys are norm
 
 def metadata(config: Config) -> dict[str, Any]:
     out = cohere_metadata(config, "command-r", default_theta=500000.0)
+    if (size := config.get("head_dim")) not in (None, Keys(out).head_dim):
+        raise CheckpointError(f"config.json: `head_dim`: expected width / heads, {Keys(out).head_dim}, found {size!r}")
     if config.get("model_max_length"):  # a longer context than the one that the config names
         out["command-r.context_length"] = need_int(config, "model_max_length")
     return out | {NORMS_OF_HEADS: bool(config.get("use_qk_norm", False))}
@@ -39,7 +41,7 @@ def cohere_metadata(config: Config, arch: str, *, default_theta: float) -> dict[
     """The keys that both write."""
     expect_activation(config, "silu")
     complete = DEFAULTS | {key: value for key, value in config.items() if value is not None}
-    complete.pop("head_dim", None)  # the classes do not ask for it: width / heads
+    complete.pop("head_dim", None)  # width / heads, whatever is said
     if not complete["tie_word_embeddings"]:
         raise CheckpointError("config.json: expected a tied head, all that Cohere's GGUF form can hold")
     if (kind := rope_parameters(complete, default_theta=default_theta)["rope_type"]) != "default":
@@ -63,11 +65,6 @@ def cohere2_metadata(config: Config) -> dict[str, Any]:
     if list(kinds) != by_period(n_layer, PERIOD):
         out["cohere2.attention.sliding_window_pattern"] = [kind == SLIDING for kind in kinds]
     return out
-
-
-def by_period(n_layer: int, period: int) -> list[str]:
-    """Each layer's kind where the last of every `period` layers is global."""
-    return [SLIDING if (il + 1) % period else GLOBAL for il in range(n_layer)]
 
 
 def rules(metadata: Metadata) -> list[TensorRule]:

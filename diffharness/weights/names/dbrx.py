@@ -20,7 +20,7 @@ from diffharness.weights.source import Metadata
 
 _ARCH = "dbrx"
 _EPS = 1e-5
-PLAIN_WEIGHTS = "diffharness.expert_weights_plain"
+PLAIN_WEIGHTS = "diffharness.expert_weights_plain"  # bool: experts' weights are left as the softmax made them
 
 
 def metadata(config: Config) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import gated_matrices
 from diffharness.weights.names._config import expect_activation, need_float, need_int
 from diffharness.weights.names._keys import (
     Keys,
@@ -104,9 +105,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         if n_ff[il]:
             out += [
                 vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
-                *matrix(blk, "ffn_gate", hf + "mlp.gate_proj", n_ff[il], n_embd, bias=None),
-                *matrix(blk, "ffn_up", hf + "mlp.up_proj", n_ff[il], n_embd, bias=None),
-                *matrix(blk, "ffn_down", hf + "mlp.down_proj", n_embd, n_ff[il], bias=None),
+                *gated_matrices(blk, hf + "mlp.", n_ff[il], n_embd, bias=None),
             ]
     return out
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import attention_matrices
 from diffharness.weights.names._config import expect_activation
 from diffharness.weights.names._keys import (
     Keys,
@@ -16,10 +17,9 @@ from diffharness.weights.names._keys import (
     decoder_example,
     decoder_metadata,
     embedding_rules,
-    matrix,
     vector,
 )
-from diffharness.weights.names._map import ArchMap, Config, RotaryPairs, Sizes, TensorRule
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._shared_experts import experts_config, experts_metadata, feed_forward_rules
 from diffharness.weights.source import Metadata
 
@@ -28,7 +28,7 @@ _ARCH = "deepseek"
 
 def metadata(config: Config) -> dict[str, Any]:
     expect_activation(config, "silu")
-    for key, wanted in (("attention_bias", False), ("moe_layer_freq", 1)):
+    for key, wanted in (("attention_bias", False), ("moe_layer_freq", 1), ("scoring_func", "softmax")):
         if config.get(key) not in (wanted, None):
             raise CheckpointError(f"config.json: `{key}`: expected {wanted}, found {config[key]!r}")
     out = decoder_metadata(config, _ARCH) | experts_metadata(config, _ARCH)
@@ -51,18 +51,12 @@ def config(metadata: Metadata) -> dict[str, Any]:
 
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys, out = Keys(metadata), embedding_rules(metadata)
-    n_embd, n_head, n_head_kv = keys.n_embd, keys.n_head, keys.n_head_kv
-    q, kv = n_head * keys.head_dim, n_head_kv * keys.head_dim
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
-        attn = hf + "self_attn."
         out += [
-            vector(blk, "attn_norm", hf + "input_layernorm", n_embd),
-            *matrix(blk, "attn_q", attn + "q_proj", q, n_embd, layout=RotaryPairs(n_head), bias=None),
-            *matrix(blk, "attn_k", attn + "k_proj", kv, n_embd, layout=RotaryPairs(n_head_kv), bias=None),
-            *matrix(blk, "attn_v", attn + "v_proj", kv, n_embd, bias=None),
-            *matrix(blk, "attn_output", attn + "o_proj", n_embd, q),
-            vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
+            vector(blk, "attn_norm", hf + "input_layernorm", keys.n_embd),
+            *attention_matrices(keys, blk, hf + "self_attn.", permuted=True),
+            vector(blk, "ffn_norm", hf + "post_attention_layernorm", keys.n_embd),
             *feed_forward_rules(keys, il, hf + "mlp."),
         ]
     return out

@@ -37,10 +37,23 @@ from diffharness.weights.names._shared_experts import (
 from diffharness.weights.source import Metadata
 
 _ARCH = "deepseek2"
-_V2, _GLM = "deepseek_v2", "glm4_moe_lite"
+_V2, _V3, _GLM = "deepseek_v2", "deepseek_v3", "glm4_moe_lite"
+# What the classes assume of experts where a config.json leaves a key out.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    _V2: {"n_shared_experts": 2},
+    _V3: {
+        "n_shared_experts": 1,
+        "n_group": 8,
+        "topk_group": 4,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+    },
+    _GLM: {"first_k_dense_replace": 1, "n_shared_experts": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.8},
+}
 
 
 def metadata(config: Config) -> dict[str, Any]:
+    config = {**_DEFAULTS.get(str(config.get("model_type")), {}), **config}
     _expect_a_gguf_form(config)
     n_rot, rank = need_int(config, "qk_rope_head_dim"), need_int(config, "kv_lora_rank")
     out = decoder_metadata(config, _ARCH) | {
@@ -64,23 +77,12 @@ def metadata(config: Config) -> dict[str, Any]:
 
 
 def _routing(config: Config) -> dict[str, Any]:
-    out = experts_metadata({**config, "first_k_dense_replace": _n_dense(config)}, _ARCH)
+    out = experts_metadata(config, _ARCH)
     gates = "softmax" if config.get("model_type") == _V2 else "sigmoid"
     out[f"{_ARCH}.expert_gating_func"] = gating_code(config, "scoring_func", default=gates)
     if config.get("norm_topk_prob") and config.get("model_type") != _V2:
         out[f"{_ARCH}.expert_weights_norm"] = True
     return out
-
-
-def _n_dense(config: Config) -> int:
-    """Leading dense layers; transformers states a kind for each layer of GLM's."""
-    kinds = config.get("mlp_layer_types")
-    if config.get("first_k_dense_replace") is not None or kinds is None:
-        return need_int(config, "first_k_dense_replace")
-    n_dense = len(kinds) if "sparse" not in kinds else list(kinds).index("sparse")
-    if "dense" in kinds[n_dense:]:
-        raise CheckpointError("config.json: expected dense layers before all sparse ones (mlp_layer_types)")
-    return n_dense
 
 
 def _expect_a_gguf_form(config: Config) -> None:
@@ -217,7 +219,7 @@ def example(sizes: Sizes) -> dict[str, Any]:
 
 MAP = ArchMap(
     arch=_ARCH,
-    model_types=("deepseek_v3", _V2, "kimi_k2", _GLM),
+    model_types=(_V3, _V2, "kimi_k2", _GLM),
     architectures=("DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM", "Glm4MoeLiteForCausalLM"),
     metadata=metadata,
     config=config,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import attention_matrices
 from diffharness.weights.names._config import expect_activation, need_int
-from diffharness.weights.names._halves import attention_matrices
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -21,6 +21,7 @@ from diffharness.weights.names._keys import (
 )
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._shared_experts import GATING, experts_config, experts_metadata, feed_forward_rules
+from diffharness.weights.names._sliding import GLOBAL, SLIDING
 from diffharness.weights.source import Metadata
 
 _ARCH = "dots1"
@@ -43,7 +44,7 @@ def metadata(config: Config) -> dict[str, Any]:
 
 def _window(config: Config) -> dict[str, Any]:
     types = config.get("layer_types") or []
-    slides = [kind == "sliding_attention" for kind in types]
+    slides = [kind == SLIDING for kind in types]
     if not any(slides):
         return {}
     return {
@@ -62,7 +63,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
         "hidden_act": "silu",
         "scoring_func": "noaux_tc",
         "sliding_window": keys.get("attention.sliding_window"),
-        "layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides],
+        "layer_types": [SLIDING if slide else GLOBAL for slide in slides],
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._blocks import attention_rules
+from diffharness.weights.names._blocks import attention_rules, gated_matrices
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._draw import normal
 from diffharness.weights.names._keys import (
@@ -21,12 +21,10 @@ from diffharness.weights.names._keys import (
     vector,
 )
 from diffharness.weights.names._map import ArchMap, Config, Shaped, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
-from diffharness.weights.names._shared_experts import mlp_rules
+from diffharness.weights.names._moe import PROJECTIONS, expert_rules
 from diffharness.weights.source import Metadata
 
 _DENSE, _MOE = "ernie4_5", "ernie4_5-moe"
-_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
 def metadata(config: Config) -> dict[str, Any]:
@@ -85,7 +83,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     for il in range(keys.n_layer):
         out += _layer_rules(metadata, il)
         n_ff = keys.integer("feed_forward_length")
-        out += mlp_rules(f"blk.{il}.", "", f"model.layers.{il}.mlp.", n_ff, keys.n_embd)
+        out += gated_matrices(f"blk.{il}.", f"model.layers.{il}.mlp.", n_ff, keys.n_embd)
     return out
 
 
@@ -99,7 +97,7 @@ def moe_rules(metadata: Metadata) -> list[TensorRule]:
             out += _expert_rules(keys, il)
         else:
             n_ff = keys.integer("feed_forward_length")
-            out += mlp_rules(f"blk.{il}.", "", f"model.layers.{il}.mlp.", n_ff, keys.n_embd)
+            out += gated_matrices(f"blk.{il}.", f"model.layers.{il}.mlp.", n_ff, keys.n_embd)
     return out
 
 
@@ -127,9 +125,9 @@ def _expert_rules(keys: Keys, il: int) -> list[TensorRule]:
         draw=normal(0.15),
     )
     return [
-        *expert_rules(blk, mlp, _NAMES, fused=mlp, n_expert=n_expert, n_ff=n_ff, n_embd=n_embd),
+        *expert_rules(blk, mlp, PROJECTIONS, fused=mlp, n_expert=n_expert, n_ff=n_ff, n_embd=n_embd),
         bias,
-        *(mlp_rules(blk, "_shexp", mlp + "shared_experts.", shared, n_embd) if shared else []),
+        *(gated_matrices(blk, mlp + "shared_experts.", shared, n_embd, suffix="_shexp") if shared else []),
     ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import attention_matrices, gated_matrices
 from diffharness.weights.names._config import expect_activation, need
-from diffharness.weights.names._halves import attention_matrices, gated_matrices
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -57,7 +57,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             vector(blk, "attn_norm", hf + "ln_1", n_embd),
             *attention_matrices(keys, blk, hf + "attn.attention.", _ATTENTION),
             vector(blk, "ffn_norm", hf + "ln_2", n_embd),
-            *gated_matrices(keys, blk, hf + "mlp.", _FEED_FORWARD),
+            *gated_matrices(blk, hf + "mlp.", keys.integer("feed_forward_length"), n_embd, _FEED_FORWARD),
         ]
     return out
 

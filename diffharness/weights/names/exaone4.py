@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from diffharness.weights.names._blocks import attention_matrices, gated_matrices
 from diffharness.weights.names._config import expect_activation, need_int
-from diffharness.weights.names._halves import attention_matrices, gated_matrices
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -24,10 +24,10 @@ from diffharness.weights.names._keys import (
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._nested import with_nested_names
 from diffharness.weights.names._shared_experts import n_main_layers, nextn_metadata, nextn_rules
+from diffharness.weights.names._sliding import GLOBAL, SLIDING
 from diffharness.weights.source import Metadata
 
 _ARCH = "exaone4"
-_SLIDING, _GLOBAL = "sliding_attention", "full_attention"
 _WINDOW, _PERIOD = 4096, 4  # where config.json leaves them out; of so many layers all but the last slide
 _NEXTN_NAMES = {
     "eh_proj": "mtp.fc",
@@ -58,7 +58,7 @@ def _slides(config: Config) -> list[bool]:
     """Which layers slide: by `layer_types`, or a period as a number or as letters (`LLLG`)."""
     n_layer, types = need_int(config, "num_hidden_layers"), config.get("layer_types")
     if types:
-        return [kind == _SLIDING for kind in types][:n_layer]
+        return [kind == SLIDING for kind in types][:n_layer]
     pattern = config.get("sliding_window_pattern") or _PERIOD
     if isinstance(pattern, str):
         return [pattern[il % len(pattern)] == "L" for il in range(n_layer)]
@@ -83,7 +83,7 @@ def window_config(keys: Keys) -> dict[str, Any]:
     out = {
         "num_hidden_layers": n_layer,
         "sliding_window": window or None,
-        "layer_types": [_SLIDING if slide else _GLOBAL for slide in slides],
+        "layer_types": [SLIDING if slide else GLOBAL for slide in slides],
     }
     n_nextn = keys.n_layer - n_layer
     return out | ({"num_nextn_predict_layers": n_nextn} if n_nextn else {})
@@ -106,7 +106,7 @@ def _layer(keys: Keys, il: int, hf: str) -> list[TensorRule]:
         vector(blk, "attn_q_norm", hf + "self_attn.q_norm", keys.head_dim),
         vector(blk, "attn_k_norm", hf + "self_attn.k_norm", keys.head_dim),
         vector(blk, "post_attention_norm", hf + "post_attention_layernorm", keys.n_embd),
-        *gated_matrices(keys, blk, hf + "mlp."),
+        *gated_matrices(blk, hf + "mlp.", keys.integer("feed_forward_length"), keys.n_embd),
         vector(blk, "post_ffw_norm", hf + "post_feedforward_layernorm", keys.n_embd),
     ]
 
@@ -129,7 +129,7 @@ def example(sizes: Sizes) -> dict[str, Any]:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     }
-    types = [_GLOBAL] * sizes.n_layer
+    types = [GLOBAL] * sizes.n_layer
     own: dict[str, Any] = {"head_dim": None, "rope_scaling": scaling, "layer_types": types}
     return decoder_example(sizes, "exaone4", "Exaone4ForCausalLM", **own) | {"sliding_window": None}
 

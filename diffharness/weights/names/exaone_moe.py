@@ -9,9 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import attention_matrices, gated_matrices
 from diffharness.weights.names._config import expect_activation, need_int
-from diffharness.weights.names._draw import normal
-from diffharness.weights.names._halves import attention_matrices, gated_matrices
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -35,17 +34,19 @@ from diffharness.weights.names.exaone4 import further_rules, window_config, wind
 from diffharness.weights.source import Metadata
 
 _ARCH = "exaone-moe"
+# What the class assumes where a config.json leaves a key out.
+_DEFAULTS: dict[str, Any] = {"num_shared_experts": 1, "routed_scaling_factor": 2.5}
 # As published; the other spelling is that of transformers in memory.
 _BIAS, _BIAS_IN_MEMORY = "e_score_correction_bias", "gate.e_score_correction_bias"
 
 
 def metadata(config: Config) -> dict[str, Any]:
+    config = {**_DEFAULTS, **config}
     expect_activation(config, "silu")
-    n_dense = config.get("first_k_dense_replace", config.get("first_last_k_dense_replace", 1))
-    kinds = config.get("mlp_layer_types") or []
-    if kinds and kinds != ["dense"] * n_dense + ["sparse"] * (len(kinds) - n_dense):
-        raise CheckpointError(f"config.json: `mlp_layer_types`: expected {n_dense} dense layers, then sparse ones")
-    experts = experts_metadata({**config, "first_k_dense_replace": n_dense}, _ARCH)
+    if config.get("scoring_func", "sigmoid") != "sigmoid":
+        raise CheckpointError(f"config.json: `scoring_func`: expected sigmoid, found {config['scoring_func']!r}")
+    older = {"first_k_dense_replace": config.get("first_last_k_dense_replace", 1)}
+    experts = experts_metadata({**older, **config}, _ARCH)
     n_ff_shared = need_int(config, "moe_intermediate_size") * experts[f"{_ARCH}.expert_shared_count"]
     return (
         decoder_metadata(config, _ARCH)
@@ -78,8 +79,8 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         out += [*_attention(keys, il, hf), *map(_named_otherwise, feed_forward)]
     for il in range(n_main_layers(keys), keys.n_layer):
         hf = f"mtp.layers.{il - n_main_layers(keys)}."
-        layer = [*_attention(keys, il, hf), *gated_matrices(keys, f"blk.{il}.", hf + "mlp.")]
-        out += further_rules(keys, il, layer)
+        mlp = gated_matrices(f"blk.{il}.", hf + "mlp.", keys.integer("feed_forward_length"), keys.n_embd)
+        out += further_rules(keys, il, [*_attention(keys, il, hf), *mlp])
     return out
 
 
@@ -95,11 +96,11 @@ def _attention(keys: Keys, il: int, hf: str) -> list[TensorRule]:
 
 
 def _named_otherwise(rule: TensorRule) -> TensorRule:
-    """The router's bias with its other spelling, and small enough that it does not choose alone."""
+    """The router's bias with its other spelling."""
     if not rule.name.endswith("exp_probs_b.bias"):
         return rule
     [name] = rule.hf
-    return replace(rule, aliases=(((name.replace(_BIAS, _BIAS_IN_MEMORY),), PLAIN),), draw=normal(0.2))
+    return replace(rule, aliases=(((name.replace(_BIAS, _BIAS_IN_MEMORY),), PLAIN),))
 
 
 def example(sizes: Sizes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._blocks import ATTENTION_BIAS
+from diffharness.weights.names._blocks import ATTENTION_BIAS, MLP_BIAS, bias_metadata
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_example, decoder_metadata, matrix, vector
 from diffharness.weights.names._mamba import NORM_FIRST, expect_unlimited, head_rules
@@ -45,7 +45,7 @@ def metadata(config: Config) -> dict[str, Any]:
         f"{_ARCH}.ssm.time_step_rank": n_head,
         f"{_ARCH}.ssm.group_count": config.get("mamba_n_groups") or 1,
     }
-    out |= {ATTENTION_BIAS: bool(config.get("attention_bias")), _OURS + "mlp_bias": bool(config.get("mlp_bias"))}
+    out |= bias_metadata(config)
     if not config.get("mamba_conv_bias", True):
         raise CheckpointError("config.json: `mamba_conv_bias` false: the engine has no form of such a model")
     if config.get("mamba_rms_norm", False):
@@ -67,7 +67,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     of_checkpoint = TIED_HEAD in metadata
     n_embd, size, n_ff, n_vocab = keys.n_embd, keys.head_dim, keys.integer("feed_forward_length"), keys.n_vocab
     q, kv = keys.n_head * size, keys.n_head_kv * size
-    biased, mlp_biased = bool(metadata.get(ATTENTION_BIAS)), bool(metadata.get(_OURS + "mlp_bias")) or None
+    biased, mlp_biased = bool(metadata.get(ATTENTION_BIAS)), bool(metadata.get(MLP_BIAS)) or None
 
     def by(*names: str) -> Scaled:
         return Scaled(tuple(float(metadata.get(_OURS + name, 1.0)) for name in names))

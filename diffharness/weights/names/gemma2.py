@@ -1,4 +1,4 @@
-"""Gemma 2. Norm weights are kept as w - 1 in the checkpoint; the head is always tied."""
+"""`gemma2`: Gemma 2. Norm weights are kept as w - 1 in the checkpoint; the head is always tied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gemma 3, text, alone or inside the image-and-text model. Norm weights are kept as w - 1 in the checkpoint."""
+"""`gemma3`: Gemma 3, text, alone or with images. Norm weights are kept as w - 1 in the checkpoint."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import need_int
 from diffharness.weights.names._gemma import (
-    GLOBAL,
-    SLIDING,
     dense_config,
     dense_metadata,
     dense_rules,
@@ -20,6 +18,7 @@ from diffharness.weights.names._gemma import (
 )
 from diffharness.weights.names._keys import Keys
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._sliding import GLOBAL, SLIDING
 from diffharness.weights.source import Metadata
 
 PERIOD = 6  # the last layer of each period is global

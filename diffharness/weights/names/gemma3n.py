@@ -21,9 +21,7 @@ from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import need_int
 from diffharness.weights.names._draw import around, by_width, normal
 from diffharness.weights.names._gemma import (
-    GLOBAL,
     PREFIXES,
-    SLIDING,
     gemma_example,
     hf_rule,
     layer_types,
@@ -32,6 +30,7 @@ from diffharness.weights.names._gemma import (
 )
 from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_metadata, head_rules
 from diffharness.weights.names._map import PLAIN, STACK, ArchMap, Config, PaddedRows, Sizes, TensorRule
+from diffharness.weights.names._sliding import GLOBAL, SLIDING
 from diffharness.weights.source import Float32Array, Metadata
 
 _ARCH = "gemma3n"

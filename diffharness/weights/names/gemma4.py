@@ -1,4 +1,4 @@
-"""Gemma 4, every text form: dense with K=V globals, routed experts, per-layer embeddings with shared KV.
+"""`gemma4`: Gemma 4, every text form. Dense with K=V globals, routed experts, per-layer embeddings with shared KV.
 
 What GGUF does not keep as a key, and how it is recovered:
 - K=V on global layers: the file has no `attn_v` there. By our writing (and the engine's converter, for every
@@ -21,8 +21,6 @@ from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import need_int
 from diffharness.weights.names._draw import around, by_width, normal
 from diffharness.weights.names._gemma import (
-    GLOBAL,
-    SLIDING,
     cap,
     gemma_example,
     hf_rule,
@@ -32,6 +30,7 @@ from diffharness.weights.names._gemma import (
 )
 from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_metadata, head_rules
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._sliding import GLOBAL, SLIDING
 from diffharness.weights.source import Float32Array, Metadata
 
 PERIOD = 6  # the last layer of each period is global
@@ -49,12 +48,14 @@ DEFAULTS: dict[str, Any] = {
     "sliding_window": 512,
     "vocab_size": 262144,
 }
+UNIFIED: dict[str, Any] = {"max_position_embeddings": 262144, "sliding_window": 1024}  # in which that class differs
 
 
 def metadata(config: Config) -> dict[str, Any]:
     inner = config.get("text_config") or config
-    ple = inner.get("hidden_size_per_layer_input", 0 if "unified" in str(inner.get("model_type")) else 256) or 0
-    config = text_part(config, **DEFAULTS)
+    unified = str(inner.get("model_type")).startswith("gemma4_unified")
+    ple = inner.get("hidden_size_per_layer_input", 0 if unified else 256) or 0
+    config = text_part(config, **(DEFAULTS | (UNIFIED if unified else {})))
     kinds = [*layer_types(config, PERIOD)[:-1], GLOBAL]  # the last layer is global whatever is listed
     full, sliding = _ropes(config)
     k_eq_v = bool(config.get("attention_k_eq_v"))
@@ -274,7 +275,7 @@ def example(sizes: Sizes) -> dict[str, Any]:
         "Gemma4ForCausalLM",
         rope_theta=None,
         sliding_window=sizes.window,
-        layer_types=["full_attention" if il % 3 == 2 else "sliding_attention" for il in range(n_layer)],
+        layer_types=[GLOBAL if il % 3 == 2 else SLIDING for il in range(n_layer)],
         global_head_dim=2 * sizes.head_dim,
         num_global_key_value_heads=1,
         attention_k_eq_v=True,

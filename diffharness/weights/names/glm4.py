@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffharness.weights.names._glm import fused_mlp, glm_attention, glm_config, glm_metadata
+from diffharness.weights.names._blocks import ATTENTION_BIAS, attention_matrices
+from diffharness.weights.names._glm import fused_mlp, glm_config, glm_metadata
 from diffharness.weights.names._keys import Keys, decoder_example, embedding_rules, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._shared_experts import n_main_layers, nextn_metadata, nextn_rules
@@ -32,7 +33,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
         layer = [
             vector(blk, "attn_norm", hf + "input_layernorm", keys.n_embd),
-            *glm_attention(metadata, blk, hf + "self_attn."),
+            *attention_matrices(keys, blk, hf + "self_attn.", bias=metadata.get(ATTENTION_BIAS)),
             vector(blk, "post_attention_norm", hf + "post_self_attn_layernorm", keys.n_embd),
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", keys.n_embd),
             *fused_mlp(keys, blk, hf + "mlp.gate_up_proj", hf + "mlp.down_proj"),

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from diffharness.weights.names._blocks import ATTENTION_BIAS, attention_matrices
 from diffharness.weights.names._config import need_int
-from diffharness.weights.names._glm import glm_attention, glm_config, glm_metadata
+from diffharness.weights.names._glm import glm_config, glm_metadata
 from diffharness.weights.names._keys import Keys, decoder_example, embedding_rules, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._shared_experts import (
@@ -65,7 +66,7 @@ def _layer(metadata: Metadata, keys: Keys, il: int, hf: str) -> list[TensorRule]
     ]
     return [
         vector(blk, "attn_norm", hf + "input_layernorm", keys.n_embd),
-        *glm_attention(metadata, blk, hf + "self_attn."),
+        *attention_matrices(keys, blk, hf + "self_attn.", bias=metadata.get(ATTENTION_BIAS)),
         *(replace(rule, required=bool(normed)) for rule in heads if normed is not False),
         vector(blk, "post_attention_norm", hf + "post_attention_layernorm", keys.n_embd),
         *feed_forward_rules(keys, il, hf + "mlp.", bias="gate.e_score_correction_bias"),

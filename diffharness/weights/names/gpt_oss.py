@@ -1,7 +1,7 @@
 """`gpt-oss`: OpenAI's 20B and 120B.
 
 The experts of a layer are one tensor of gates and ups that take turns, and one of downs, each matrix transposed; both
-have biases. (The published files hold them as MXFP4 blocks and scales; see the BF16 copies for this spelling.)
+have biases. The published files hold the matrices as MXFP4 blocks and scales, BF16 copies as numbers; both are read.
 
 YaRN's `truncate` has no GGUF key: every published config says false, which the engine does not compute. It is kept
 under a key of our own. So are layer types that do not alternate, under the key that the engine reads.
@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._config import expect_activation, need_int, rope_parameters
+from diffharness.weights.names._blocks import attention_matrices
+from diffharness.weights.names._config import expect_activation, need_int, rope_parameters, without_rope
 from diffharness.weights.names._draw import by_width, normal
 from diffharness.weights.names._keys import (
     Keys,
@@ -26,10 +27,12 @@ from diffharness.weights.names._keys import (
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._mxfp4 import mxfp4
 from diffharness.weights.names._pieces import half, transposed
+from diffharness.weights.names._sliding import GLOBAL, SLIDING, by_period
 from diffharness.weights.source import Metadata
 
 _ARCH = "gpt-oss"
 _THETA = 150_000.0
+_PERIOD = 2  # the last layer of each is global
 _ROPE = {
     "rope_type": "yarn",
     "factor": 32.0,
@@ -39,8 +42,7 @@ _ROPE = {
     "original_max_position_embeddings": 4096,
 }
 _CLAMP = {"swiglu_limit": 7.0, "swiglu_alpha": 1.702}  # the engine's graph has these numbers in it
-TRUNCATE = "diffharness.rope.yarn_truncate"
-SLIDING, GLOBAL = "sliding_attention", "full_attention"
+TRUNCATE = "diffharness.rope.yarn_truncate"  # bool
 
 
 def metadata(config: Config) -> dict[str, Any]:
@@ -56,8 +58,7 @@ def metadata(config: Config) -> dict[str, Any]:
     if not (config.get("rope_parameters") or config.get("rope_scaling")):
         rope |= _ROPE
     truncate = rope.pop("truncate", True)
-    flat = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
-    out = decoder_metadata(flat | {"rope_parameters": rope}, _ARCH, default_theta=_THETA, head_dim=64)
+    out = decoder_metadata(without_rope(config) | {"rope_parameters": rope}, _ARCH, default_theta=_THETA, head_dim=64)
     out |= {
         f"{_ARCH}.attention.sliding_window": need_int(config, "sliding_window"),
         f"{_ARCH}.expert_count": need_int(config, "num_local_experts", "num_experts"),
@@ -68,13 +69,9 @@ def metadata(config: Config) -> dict[str, Any]:
         out[TRUNCATE] = bool(truncate)
     kinds = config.get("layer_types")
     n_layer = need_int(config, "num_hidden_layers")
-    if kinds and list(kinds) != _alternating(n_layer):
+    if kinds and list(kinds) != by_period(n_layer, _PERIOD):
         out[f"{_ARCH}.attention.sliding_window_pattern"] = [kind == SLIDING for kind in kinds]
     return out
-
-
-def _alternating(n_layer: int) -> list[str]:
-    return [GLOBAL if il % 2 else SLIDING for il in range(n_layer)]
 
 
 def config(metadata: Metadata) -> dict[str, Any]:
@@ -91,7 +88,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
         **_CLAMP,
     }
     slides = keys.get("attention.sliding_window_pattern")
-    kinds = _alternating(keys.n_layer)
+    kinds = by_period(keys.n_layer, _PERIOD)
     if isinstance(slides, (list, tuple)):
         kinds = [SLIDING if slide else GLOBAL for slide in slides]
     rope = out.pop("rope_scaling", {"rope_type": "default"}) | {"rope_theta": out.pop("rope_theta")}
@@ -102,17 +99,12 @@ def config(metadata: Metadata) -> dict[str, Any]:
 
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
-    n_embd, size = keys.n_embd, keys.head_dim
-    q, kv = keys.n_head * size, keys.n_head_kv * size
-    out = embedding_rules(metadata)
+    n_embd, out = keys.n_embd, embedding_rules(metadata)
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
         out += [
             vector(blk, "attn_norm", hf + "input_layernorm", n_embd),
-            *matrix(blk, "attn_q", hf + "self_attn.q_proj", q, n_embd, bias=True),
-            *matrix(blk, "attn_k", hf + "self_attn.k_proj", kv, n_embd, bias=True),
-            *matrix(blk, "attn_v", hf + "self_attn.v_proj", kv, n_embd, bias=True),
-            *matrix(blk, "attn_output", hf + "self_attn.o_proj", n_embd, q, bias=True),
+            *attention_matrices(keys, blk, hf + "self_attn.", bias=True, out_bias=True),
             TensorRule(blk + "attn_sinks.weight", (keys.n_head,), (hf + "self_attn.sinks",), draw=normal(1.5)),
             vector(blk, "post_attention_norm", hf + "post_attention_layernorm", n_embd),
             *matrix(blk, "ffn_gate_inp", hf + "mlp.router", keys.n_expert, n_embd, bias=True),
@@ -172,7 +164,7 @@ def example(sizes: Sizes) -> dict[str, Any]:
         num_local_experts=sizes.n_expert,
         num_experts_per_tok=sizes.n_expert_used,
         sliding_window=sizes.window,
-        layer_types=_alternating(sizes.n_layer),
+        layer_types=by_period(sizes.n_layer, _PERIOD),
         **_CLAMP,
     )
 

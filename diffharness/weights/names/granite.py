@@ -39,7 +39,8 @@ _SCALES = {
 }
 
 
-def _scales(config: Config, arch: str) -> dict[str, float]:
+def scales(config: Config, arch: str) -> dict[str, float]:
+    """The keys of all four scales, 1 where config.json leaves one out."""
     out = {}
     for key, name in _SCALES.items():
         value = 1.0 if config.get(name) is None else float(config[name])
@@ -59,7 +60,7 @@ def scaled_metadata(config: Config, arch: str) -> dict[str, Any]:
     out = decoder_metadata(config, arch)
     return out | {
         f"{arch}.rope.dimension_count": Keys(out).head_dim,
-        **_scales(config, arch),
+        **scales(config, arch),
         **bias_metadata(config),
     }
 

@@ -15,12 +15,12 @@ from diffharness.weights.names._config import need_int
 from diffharness.weights.names._draw import normal
 from diffharness.weights.names._keys import Keys, embedding_rules, matrix, rope_freqs_rule, vector
 from diffharness.weights.names._map import PLAIN, ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._sliding import GLOBAL, SLIDING
 from diffharness.weights.names.granite import dense_example, scaled_metadata
 from diffharness.weights.source import Metadata
 
 _ARCH = "granite_swa"
 _PERIOD = 4  # the first layer of each is global
-_SLIDING = "sliding_attention"  # config.json's word
 
 
 def metadata(config: Config) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def metadata(config: Config) -> dict[str, Any]:
     out = scaled_metadata(config, _ARCH)
     out |= _rope(config, n_layer, out[f"{_ARCH}.rope.freq_base"])
     kinds = config.get("layer_types")
-    slides = [kind == _SLIDING for kind in kinds] if kinds else [il % _PERIOD != 0 for il in range(n_layer)]
+    slides = [kind == SLIDING for kind in kinds] if kinds else [il % _PERIOD != 0 for il in range(n_layer)]
     out[f"{_ARCH}.attention.sliding_window"] = need_int({"sliding_window": 128, **config}, "sliding_window")
     out[f"{_ARCH}.attention.sliding_window_pattern"] = slides
     if config.get("num_local_experts"):
@@ -102,7 +102,7 @@ def example(sizes: Sizes) -> dict[str, Any]:
         "architectures": ["GraniteSWAForCausalLM"],
         "model_type": "granite_swa",
         "sliding_window": sizes.window,
-        "layer_types": [_SLIDING if il % 2 else "full_attention" for il in range(sizes.n_layer)],
+        "layer_types": [SLIDING if il % 2 else GLOBAL for il in range(sizes.n_layer)],
         "layer_rope_theta": [unturned.get(il, 5e3) for il in range(sizes.n_layer)],
     }
 

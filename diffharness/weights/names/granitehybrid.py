@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._blocks import ATTENTION_BIAS, bias_metadata
+from diffharness.weights.names._blocks import ATTENTION_BIAS, bias_metadata, gated_matrices
 from diffharness.weights.names._config import expect_activation, need_int, rope_parameters
 from diffharness.weights.names._keys import (
     Keys,
@@ -27,17 +27,12 @@ from diffharness.weights.names._mamba import expect_unlimited
 from diffharness.weights.names._mamba import head_rules as mixer_rules
 from diffharness.weights.names._map import PLAIN, ArchMap, Config, Piece, Sizes, TensorRule
 from diffharness.weights.names._reorder import PartPairs
+from diffharness.weights.names.granite import scales
 from diffharness.weights.source import Float32Array, Metadata
 
 _ARCH = "granitehybrid"
 _BAMBA = "diffharness.bamba"  # bool: tensors have Bamba's names
 _CONTEXT = 1 << 20  # what the engine's converter states where no position is ever used
-_SCALES = {
-    "attention.scale": "attention_multiplier",
-    "embedding_scale": "embedding_multiplier",
-    "residual_scale": "residual_multiplier",
-    "logit_scale": "logits_scaling",
-}
 
 
 # -- keys -------------------------------------------------------------------------------------------------
@@ -79,12 +74,7 @@ def metadata(config: Config) -> dict[str, Any]:
 
 def _granite_metadata(config: Config, n_ff: int) -> dict[str, Any]:
     """Scales and experts."""
-    out: dict[str, Any] = {}
-    for key, name in _SCALES.items():
-        value = 1.0 if config.get(name) is None else float(config[name])
-        if value == 0.0:
-            raise CheckpointError(f"config.json: `{name}`: expected a factor, found 0, which GGUF reads as none given")
-        out[f"{_ARCH}.{key}"] = value
+    out: dict[str, Any] = {**scales(config, _ARCH)}
     n_shared = need_int(config, "shared_intermediate_size")
     if config.get("num_local_experts"):
         out[f"{_ARCH}.expert_count"] = need_int(config, "num_local_experts")
@@ -142,12 +132,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             vector(blk, "ffn_norm", hf + norm, n_embd),
         ]
         if bamba:
-            ffn, n_ff = hf + "feed_forward.", keys.integer("feed_forward_length")
-            out += [
-                *matrix(blk, "ffn_gate", ffn + "gate_proj", n_ff, n_embd),
-                *matrix(blk, "ffn_up", ffn + "up_proj", n_ff, n_embd),
-                *matrix(blk, "ffn_down", ffn + "down_proj", n_embd, n_ff),
-            ]
+            out += gated_matrices(blk, hf + "feed_forward.", keys.integer("feed_forward_length"), n_embd)
         else:
             out += _granite_feed_forward(metadata, blk, hf)
     return out

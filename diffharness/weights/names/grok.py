@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._config import need_float, need_int
+from diffharness.weights.names._config import expect_activation, need_float, need_int
 from diffharness.weights.names._draw import normal
 from diffharness.weights.names._keys import Keys, decoder_config, decoder_example, decoder_metadata, head_rules
 from diffharness.weights.names._map import PLAIN, STACK, ArchMap, Config, Draw, Sizes, TensorRule
@@ -21,6 +21,7 @@ _DENSE = "diffharness.residual_moe"  # bool, ours: a dense MLP beside the expert
 
 
 def metadata(config: Config) -> dict[str, Any]:
+    expect_activation(config, "gelu", "gelu_pytorch_tanh")
     if config.get("rope_type") not in (None, "default"):
         raise CheckpointError(f"config.json: `rope_type`: expected none, found {config['rope_type']!r}")
     out = decoder_metadata({"tie_word_embeddings": True, "rms_norm_eps": 1e-5, **config}, _ARCH)

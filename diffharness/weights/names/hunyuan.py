@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names._blocks import attention_rules
-from diffharness.weights.names._config import expect_activation, need_int, rope_parameters
+from diffharness.weights.names._blocks import attention_rules, gated_matrices
+from diffharness.weights.names._config import expect_activation, need_int, rope_parameters, without_rope
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -25,12 +25,10 @@ from diffharness.weights.names._keys import (
     vector,
 )
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
-from diffharness.weights.names._shared_experts import mlp_rules
+from diffharness.weights.names._moe import PROJECTIONS, expert_rules
 from diffharness.weights.source import Metadata
 
 _DENSE, _MOE = "hunyuan-dense", "hunyuan-moe"
-_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 _STRETCHED_CONTEXT = 256 * 1024
 
 
@@ -69,7 +67,7 @@ def _metadata(config: Config, arch: str) -> dict[str, Any]:
         if config.get(key, wanted) != wanted:
             raise CheckpointError(f"config.json: `{key}`: expected {wanted}, found {config[key]!r}")
     rope = rope_parameters(config, default_theta=10000.0)
-    plain = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_parameters")}
+    plain = without_rope(config)
     if not plain.get("head_dim") and config.get("attention_head_dim"):
         plain["head_dim"] = config["attention_head_dim"]
     stretched = rope["rope_type"] == "dynamic" and rope.get("alpha")
@@ -114,7 +112,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     for il in range(keys.n_layer):
         n_ff = keys.integer("feed_forward_length")
         out += _layer_rules(metadata, il)
-        out += mlp_rules(f"blk.{il}.", "", f"model.layers.{il}.mlp.", n_ff, keys.n_embd)
+        out += gated_matrices(f"blk.{il}.", f"model.layers.{il}.mlp.", n_ff, keys.n_embd)
     return out
 
 
@@ -126,12 +124,12 @@ def moe_rules(metadata: Metadata) -> list[TensorRule]:
     out = embedding_rules(metadata)
     for il in range(keys.n_layer):
         blk, mlp = f"blk.{il}.", f"model.layers.{il}.mlp."
-        router, *stacks = expert_rules(blk, mlp, _NAMES, fused=mlp, **sizes)
+        router, *stacks = expert_rules(blk, mlp, PROJECTIONS, fused=mlp, **sizes)
         out += [
             *_layer_rules(metadata, il),
             replace(router, hf=(mlp + "gate.wg.weight",)),
             *stacks,
-            *mlp_rules(blk, "_shexp", mlp + "shared_mlp.", shared, keys.n_embd),
+            *gated_matrices(blk, mlp + "shared_mlp.", shared, keys.n_embd, suffix="_shexp"),
         ]
     return out
 

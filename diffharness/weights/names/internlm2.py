@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import gated_matrices
 from diffharness.weights.names._config import expect_activation, rope_parameters
-from diffharness.weights.names._halves import gated_matrices
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -57,7 +57,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             *_qkv(keys, blk, hf + "attention.wqkv.weight"),
             *matrix(blk, "attn_output", hf + "attention.wo", n_embd, keys.n_head * keys.head_dim),
             vector(blk, "ffn_norm", hf + "ffn_norm", n_embd),
-            *gated_matrices(keys, blk, hf + "feed_forward.", _FEED_FORWARD),
+            *gated_matrices(blk, hf + "feed_forward.", keys.integer("feed_forward_length"), n_embd, _FEED_FORWARD),
         ]
     return out
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import gated_matrices
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, head_rules, matrix, vector
 from diffharness.weights.names._mamba import channel_rules
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import PROJECTIONS, expert_rules
 from diffharness.weights.source import Metadata
 
 _ARCH = "jamba"
 _ROUTED = "diffharness.jamba.routed_layers"  # by layer: whether it has experts; unknown of a GGUF from elsewhere
-_PARTS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
 def metadata(config: Config) -> dict[str, Any]:
@@ -66,7 +66,8 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             *(_attention(keys, il, blk, hf + "self_attn.") if n_kv[il] else _mixer(keys, blk, hf + "mamba.")),
             vector(blk, "ffn_norm", hf + "pre_ff_layernorm", n_embd),
         ]
-        dense, experts = _dense(keys, blk, hf + "feed_forward."), _experts(keys, blk, hf + "feed_forward.")
+        dense = gated_matrices(blk, hf + "feed_forward.", keys.integer("feed_forward_length"), n_embd)
+        experts = _experts(keys, blk, hf + "feed_forward.")
         if routed is not None:
             out += experts if routed[il] else dense
         else:
@@ -96,17 +97,9 @@ def _mixer(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
     ]
 
 
-def _dense(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
-    n_embd, n_ff = keys.n_embd, keys.integer("feed_forward_length")
-    shapes = {"gate": (n_ff, n_embd), "up": (n_ff, n_embd), "down": (n_embd, n_ff)}
-    return [
-        TensorRule(f"{blk}ffn_{part}.weight", shape, (f"{hf}{_PARTS[part]}.weight",)) for part, shape in shapes.items()
-    ]
-
-
 def _experts(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
     sizes = {"n_expert": keys.n_expert, "n_ff": keys.integer("feed_forward_length"), "n_embd": keys.n_embd}
-    router, *stacks = expert_rules(blk, hf, _PARTS, fused=hf, **sizes)
+    router, *stacks = expert_rules(blk, hf, PROJECTIONS, fused=hf, **sizes)
     return [replace(router, hf=(hf + "router.weight",)), *stacks]
 
 

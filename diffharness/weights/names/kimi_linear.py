@@ -10,17 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import gated_matrices
 from diffharness.weights.names._config import expect_activation, need, need_int
 from diffharness.weights.names._draw import around, by_width, normal
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, embedding_rules, matrix, vector
 from diffharness.weights.names._map import ArchMap, Config, Piece, Shaped, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import MIXTRAL, expert_rules
 from diffharness.weights.names._reorder import MINUS_EXP, decays
+from diffharness.weights.names._shared_experts import GATING, n_leading_dense
 from diffharness.weights.source import Float32Array, Metadata
 
 _ARCH = "kimi-linear"
-_SIGMOID = 2  # `expert_gating_func`
-_PARTS = {"gate": "w1", "down": "w2", "up": "w3"}
 _CONV = by_width(1.6)
 
 
@@ -52,8 +52,8 @@ def metadata(config: Config) -> dict[str, Any]:
         f"{_ARCH}.expert_feed_forward_length": need_int(config, "moe_intermediate_size"),
         f"{_ARCH}.expert_shared_count": need_int(config, "num_shared_experts", "n_shared_experts"),
         f"{_ARCH}.expert_weights_scale": float(need(config, "routed_scaling_factor")),
-        f"{_ARCH}.expert_gating_func": _SIGMOID,
-        f"{_ARCH}.leading_dense_block_count": _n_dense(config),
+        f"{_ARCH}.expert_gating_func": GATING["sigmoid"],
+        f"{_ARCH}.leading_dense_block_count": n_leading_dense(config, 1),
     }
 
 
@@ -82,18 +82,6 @@ def _attends(config: Config, linear: Config) -> list[bool]:
     return [il + 1 in listed for il in range(n_layer)]
 
 
-def _n_dense(config: Config) -> int:
-    kinds = config.get("mlp_layer_types")
-    if kinds is None:
-        return int(config.get("first_k_dense_replace", 1))
-    n_dense = kinds.count("dense")
-    if kinds != ["dense"] * n_dense + ["sparse"] * (len(kinds) - n_dense):
-        raise CheckpointError(
-            f"config.json: `mlp_layer_types`: expected dense layers before sparse ones, found {kinds}"
-        )
-    return int(n_dense)
-
-
 # -- tensors ----------------------------------------------------------------------------------------------
 
 
@@ -111,7 +99,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
         ]
         if il < keys.integer("leading_dense_block_count", 0):
-            dense = _mlp(blk, "", hf + "mlp.", keys.integer("feed_forward_length"), n_embd)
+            dense = gated_matrices(blk, hf + "mlp.", keys.integer("feed_forward_length"), n_embd)
             out += [_also(rule, hf + "mlp.", hf + "block_sparse_moe.") for rule in dense]
         else:
             out += _experts(keys, blk, hf + "block_sparse_moe.")
@@ -171,21 +159,13 @@ def _latent(keys: Keys, n_head: int, blk: str, hf: str) -> list[TensorRule]:
     ]
 
 
-def _mlp(blk: str, suffix: str, hf: str, n_ff: int, n_embd: int) -> list[TensorRule]:
-    shapes = {"gate": (n_ff, n_embd), "up": (n_ff, n_embd), "down": (n_embd, n_ff)}
-    return [
-        TensorRule(f"{blk}ffn_{part}{suffix}.weight", shape, (f"{hf}{part}_proj.weight",))
-        for part, shape in shapes.items()
-    ]
-
-
 def _experts(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
     n_expert, n_ff, n_embd = keys.n_expert, keys.integer("expert_feed_forward_length"), keys.n_embd
     in_memory = hf.replace("block_sparse_moe.", "mlp.")
-    routed = expert_rules(blk, hf, _PARTS, fused=in_memory, n_expert=n_expert, n_ff=n_ff, n_embd=n_embd)
+    routed = expert_rules(blk, hf, MIXTRAL, fused=in_memory, n_expert=n_expert, n_ff=n_ff, n_embd=n_embd)
     bias = TensorRule(blk + "exp_probs_b.bias", (n_expert,), (hf + "gate.e_score_correction_bias",), draw=normal(0.3))
     n_shared = max(1, keys.integer("expert_shared_count", 1)) * n_ff
-    shared = _mlp(blk, "_shexp", hf + "shared_experts.", n_shared, n_embd)
+    shared = gated_matrices(blk, hf + "shared_experts.", n_shared, n_embd, suffix="_shexp")
     return [*routed, *(_also(rule, hf, in_memory) for rule in (bias, *shared))]
 
 

@@ -9,17 +9,17 @@ from functools import partial
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import gated_matrices
 from diffharness.weights.names._config import need_float, need_int
 from diffharness.weights.names._draw import normal
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, head_rules, matrix, vector
 from diffharness.weights.names._mamba import convolution
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import MIXTRAL, expert_rules
+from diffharness.weights.names._shared_experts import GATING
 from diffharness.weights.source import Metadata
 
 DENSE, SPARSE = "lfm2", "lfm2moe"
-_SIGMOID = 2  # `expert_gating_func`
-_PARTS = {"gate": "w1", "down": "w2", "up": "w3"}
 
 
 # -- keys -------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
         f"{arch}.expert_used_count": need_int(config, "num_experts_per_tok"),
         f"{arch}.expert_feed_forward_length": need_int(config, "moe_intermediate_size"),
         f"{arch}.leading_dense_block_count": config.get("num_dense_layers", 2),
-        f"{arch}.expert_gating_func": _SIGMOID,
+        f"{arch}.expert_gating_func": GATING["sigmoid"],
     }
     if not config.get("norm_topk_prob", True):
         out[f"{arch}.expert_weights_norm"] = False
@@ -98,10 +98,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         if n_expert and il >= n_dense:
             out += _experts(keys, blk, ffn)
         else:
-            n_ff = keys.integer("feed_forward_length")
-            shapes = {"gate": (n_ff, n_embd), "up": (n_ff, n_embd), "down": (n_embd, n_ff)}
-            for part, (rows, columns) in shapes.items():
-                out += matrix(blk, f"ffn_{part}", ffn + _PARTS[part], rows, columns)
+            out += gated_matrices(blk, ffn, keys.integer("feed_forward_length"), n_embd, ("w1", "w3", "w2"))
     return out
 
 
@@ -131,7 +128,7 @@ def _convolution(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
 def _experts(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
     sizes = {"n_expert": keys.n_expert, "n_ff": keys.integer("expert_feed_forward_length"), "n_embd": keys.n_embd}
     bias = TensorRule(blk + "exp_probs_b.bias", (keys.n_expert,), (hf + "expert_bias",), draw=normal(0.3))
-    return [*expert_rules(blk, hf, _PARTS, fused=hf, **sizes), bias]
+    return [*expert_rules(blk, hf, MIXTRAL, fused=hf, **sizes), bias]
 
 
 # -- synthetic models -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffharness.weights.names._blocks import gated_matrices
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._keys import (
     Keys,
@@ -20,7 +21,7 @@ from diffharness.weights.names._keys import (
     vector,
 )
 from diffharness.weights.names._map import ArchMap, Config, RotaryPairs, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import MIXTRAL, expert_rules
 from diffharness.weights.source import Metadata
 
 _MIXTRAL_THETA = 1e6  # Mixtral's own default; Llama's and Mistral's is 1e4
@@ -75,14 +76,9 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         ]
         if n_expert:
             moe = hf + "block_sparse_moe."
-            names = {"gate": "w1", "down": "w2", "up": "w3"}
-            out += expert_rules(blk, moe, names, fused=hf + "mlp.", n_expert=n_expert, n_ff=n_ff[il], n_embd=n_embd)
+            out += expert_rules(blk, moe, MIXTRAL, fused=hf + "mlp.", n_expert=n_expert, n_ff=n_ff[il], n_embd=n_embd)
         else:
-            out += [
-                *matrix(blk, "ffn_gate", hf + "mlp.gate_proj", n_ff[il], n_embd, bias=None),
-                *matrix(blk, "ffn_up", hf + "mlp.up_proj", n_ff[il], n_embd, bias=None),
-                *matrix(blk, "ffn_down", hf + "mlp.down_proj", n_embd, n_ff[il], bias=None),
-            ]
+            out += gated_matrices(blk, hf + "mlp.", n_ff[il], n_embd, bias=None)
     return out
 
 

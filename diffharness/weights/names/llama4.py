@@ -8,10 +8,10 @@ Not supported: layers without rotation other than every fourth, layers with expe
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import attention_matrices, gated_matrices
 from diffharness.weights.names._config import expect_activation, need_float, need_int
 from diffharness.weights.names._keys import (
     Keys,
@@ -24,17 +24,16 @@ from diffharness.weights.names._keys import (
     vector,
 )
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._nested import with_nested_names
 from diffharness.weights.names._pieces import half, transposed
-from diffharness.weights.names._shared_experts import mlp_rules
 from diffharness.weights.source import Metadata
 
 _ARCH = "llama4"
 _PERIOD = 4
 _CHUNK = 8192
 _TEMPERATURE = 0.1
-HEAD_NORMS = "diffharness.attention.head_norms"
+HEAD_NORMS = "diffharness.attention.head_norms"  # bool: the chunked layers normalise heads
 CHUNKED, GLOBAL = "chunked_attention", "full_attention"
-_INSIDE = "language_model."  # before every name, in a checkpoint of images and text
 
 
 def metadata(config: Config) -> dict[str, Any]:
@@ -62,7 +61,8 @@ def metadata(config: Config) -> dict[str, Any]:
 
 def _attention_metadata(config: Config, n_layer: int) -> dict[str, Any]:
     """What the layers see, and their temperature."""
-    turns = [bool(turn) for turn in config.get("no_rope_layers") or _turns(n_layer)]
+    by_period = _turns(n_layer, need_int({"no_rope_layer_interval": _PERIOD, **config}, "no_rope_layer_interval"))
+    turns = [bool(turn) for turn in config.get("no_rope_layers") or by_period]
     kinds = list(config.get("layer_types") or (CHUNKED if turn else GLOBAL for turn in turns))
     if set(kinds) == {GLOBAL}:
         _expect("no_rope_layers", turns, [True] * n_layer)
@@ -84,8 +84,9 @@ def _attention_metadata(config: Config, n_layer: int) -> dict[str, Any]:
     return out
 
 
-def _turns(n_layer: int) -> list[bool]:
-    return [(il + 1) % _PERIOD != 0 for il in range(n_layer)]
+def _turns(n_layer: int, period: int = _PERIOD) -> list[bool]:
+    """By layer, whether queries and keys turn: not in the last of each period."""
+    return [(il + 1) % max(1, period) != 0 for il in range(n_layer)]
 
 
 def _expect(key: str, found: object, expected: object) -> None:
@@ -126,25 +127,21 @@ def config(metadata: Metadata) -> dict[str, Any]:
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
     n_embd, size = keys.n_embd, keys.head_dim
-    q, kv = keys.n_head * size, keys.n_head_kv * size
     step = keys.integer("interleave_moe_layer_step")
     out = [*embedding_rules(metadata), rope_freqs_rule(metadata, keys.integer("rope.dimension_count", size))]
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
         out += [
             vector(blk, "attn_norm", hf + "input_layernorm", n_embd),
-            *matrix(blk, "attn_q", hf + "self_attn.q_proj", q, n_embd, bias=None),
-            *matrix(blk, "attn_k", hf + "self_attn.k_proj", kv, n_embd, bias=None),
-            *matrix(blk, "attn_v", hf + "self_attn.v_proj", kv, n_embd, bias=None),
-            *matrix(blk, "attn_output", hf + "self_attn.o_proj", n_embd, q),
+            *attention_matrices(keys, blk, hf + "self_attn."),
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
         ]
         sparse = step > 0 and (il + 1) % step == 0
         if sparse:
             out += _expert_rules(keys, il)
         else:
-            out += mlp_rules(blk, "", hf + "feed_forward.", keys.integer("feed_forward_length"), n_embd)
-    return [_also_inside(rule) for rule in out]
+            out += gated_matrices(blk, hf + "feed_forward.", keys.integer("feed_forward_length"), n_embd)
+    return with_nested_names(out)
 
 
 def _expert_rules(keys: Keys, il: int) -> list[TensorRule]:
@@ -156,14 +153,8 @@ def _expert_rules(keys: Keys, il: int) -> list[TensorRule]:
         TensorRule(blk + "ffn_gate_exps.weight", wide, pair, layout=half(wide, 0, turns=False)),
         TensorRule(blk + "ffn_up_exps.weight", wide, pair, layout=half(wide, 1, turns=False)),
         TensorRule(blk + "ffn_down_exps.weight", down, (hf + "experts.down_proj",), layout=transposed(down)),
-        *mlp_rules(blk, "_shexp", hf + "shared_expert.", n_ff, n_embd),
+        *gated_matrices(blk, hf + "shared_expert.", n_ff, n_embd, suffix="_shexp"),
     ]
-
-
-def _also_inside(rule: TensorRule) -> TensorRule:
-    """The rule with the spelling of an image-and-text model beside the text model's."""
-    names = tuple(_INSIDE + name for name in rule.hf)
-    return replace(rule, aliases=((names, rule.layout),)) if names else rule
 
 
 def example(sizes: Sizes) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import math
 from typing import Any
 
 from diffharness.weights.names._blocks import attention_rules, mlp_rules
-from diffharness.weights.names._config import expect_activation, need_float, need_int
+from diffharness.weights.names._config import expect_activation, need_float, need_int, without_rope
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, embedding_rules, matrix, vector
 from diffharness.weights.names._longrope import LONG, longrope_example, longrope_metadata, longrope_rules
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import MIXTRAL, expert_rules
 from diffharness.weights.source import Metadata
 
 _BUILT_IN: dict[str, Any] = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
@@ -24,8 +24,7 @@ _BUILT_IN: dict[str, Any] = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_bas
 def _metadata(config: Config, arch: str, n_rot: int) -> dict[str, Any]:
     """The keys of both, without the scales."""
     expect_activation(config, "silu")
-    unscaled = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_parameters")}
-    out = decoder_metadata({"tie_word_embeddings": True, **unscaled}, arch)
+    out = decoder_metadata({"tie_word_embeddings": True, **without_rope(config)}, arch)
     return out | longrope_metadata(config, arch, n_rot)
 
 
@@ -56,7 +55,6 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     n_rot, n_ff = keys.integer("rope.dimension_count", keys.head_dim), keys.integer("feed_forward_length")
     out = [*embedding_rules(metadata), *longrope_rules(metadata, n_rot)]
     out.append(TensorRule("rope_freqs.weight", (n_rot // 2,), required=False))
-    names = {"gate": "w1", "down": "w2", "up": "w3"}
     bias = False if LONG in metadata else None  # an artifact from elsewhere may have biases
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
@@ -67,7 +65,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         ]
         if keys.n_expert:
             sizes = {"n_expert": keys.n_expert, "n_ff": n_ff, "n_embd": keys.n_embd}
-            out += expert_rules(blk, hf + "mlp.", names, fused=hf + "mlp.", **sizes)
+            out += expert_rules(blk, hf + "mlp.", MIXTRAL, fused=hf + "mlp.", **sizes)
             out += _shared_rules(keys, blk)
         else:
             out += mlp_rules(metadata, il, bias=bias)

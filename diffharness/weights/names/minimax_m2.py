@@ -17,12 +17,11 @@ from diffharness.weights.names._keys import (
     vector,
 )
 from diffharness.weights.names._map import PLAIN, ArchMap, Config, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import MIXTRAL, expert_rules
+from diffharness.weights.names._shared_experts import GATING
 from diffharness.weights.source import Metadata
 
 _ARCH = "minimax-m2"
-_SIGMOID = 2  # of GGUF's `expert_gating_func`
-_NAMES = {"gate": "w1", "down": "w2", "up": "w3"}
 _THETA = 5e6
 
 
@@ -41,7 +40,7 @@ def metadata(config: Config) -> dict[str, Any]:
         f"{_ARCH}.expert_count": need_int(config, "num_local_experts", "num_experts"),
         f"{_ARCH}.expert_used_count": need_int(config, "num_experts_per_tok"),
         f"{_ARCH}.expert_feed_forward_length": need_int(config, "intermediate_size"),
-        f"{_ARCH}.expert_gating_func": _SIGMOID,
+        f"{_ARCH}.expert_gating_func": GATING["sigmoid"],
     }
 
 
@@ -81,7 +80,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             vector(blk, "attn_q_norm", hf + "self_attn.q_norm", keys.n_head * keys.head_dim),
             vector(blk, "attn_k_norm", hf + "self_attn.k_norm", keys.n_head_kv * keys.head_dim),
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
-            *expert_rules(blk, moe, _NAMES, fused=fused, n_expert=n_expert, n_ff=n_ff, n_embd=n_embd),
+            *expert_rules(blk, moe, MIXTRAL, fused=fused, n_expert=n_expert, n_ff=n_ff, n_embd=n_embd),
             bias,
         ]
     return out

@@ -19,7 +19,7 @@ from diffharness.weights.source import Metadata
 BIASES = "diffharness.biases"  # bool: projections and norms have biases
 QK_NORM = "diffharness.qk_layernorm"  # bool
 
-_PLAIN = {"softmax_scale": None, "prefix_lm": False, "rope": False}
+_PLAIN = {"softmax_scale": None, "prefix_lm": False, "rope": False, "qk_gn": False, "sliding_window_size": -1}
 _NORMS = ("low_precision_layernorm", "layernorm")
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import ATTENTION_BIAS, MLP_BIAS, bias_metadata
 from diffharness.weights.names._config import need_float, need_int
 from diffharness.weights.names._gpt import (
-    ATTENTION_BIAS,
-    MLP_BIAS,
     affine,
     gpt_metadata,
     rope_keys,
@@ -44,8 +43,7 @@ def metadata(config: Config) -> dict[str, Any]:
         "nemotron.attention.value_length": size,
         "nemotron.rope.dimension_count": int(rotated_share(config, 0.5, "rope_percent") * size),
         **rope_keys("nemotron", config),
-        ATTENTION_BIAS: bool(config.get("attention_bias", False)),
-        MLP_BIAS: bool(config.get("mlp_bias", False)),
+        **bias_metadata(config),
     }
 
 

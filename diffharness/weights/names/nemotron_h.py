@@ -19,6 +19,7 @@ from diffharness.weights.names._keys import Keys, decoder_example, decoder_metad
 from diffharness.weights.names._mamba import expect_unlimited
 from diffharness.weights.names._mamba import head_rules as mixer_rules
 from diffharness.weights.names._map import PLAIN, STACK, ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.names._shared_experts import n_main_layers
 from diffharness.weights.source import Metadata
 
 DENSE, SPARSE = "nemotron_h", "nemotron_h_moe"
@@ -108,7 +109,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
     ]
     feeds = keys.by_layer("feed_forward_length")
     n_kv = keys.by_layer("attention.head_count_kv")
-    n_model = keys.n_layer - keys.integer("nextn_predict_layers", 0)
+    n_model = n_main_layers(keys)
     for il in range(n_model):
         blk, hf = f"blk.{il}.", f"backbone.layers.{il}."
         out.append(_rule(blk + "attn_norm.weight", (n_embd,), hf + "norm.weight"))

@@ -21,10 +21,10 @@ from diffharness.weights.names._blocks import (
 from diffharness.weights.names._config import expect_activation, need_int, rope_parameters
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, embedding_rules, vector
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import PROJECTIONS, expert_rules
+from diffharness.weights.names._sliding import GLOBAL, SLIDING, by_period
 from diffharness.weights.source import Metadata
 
-SLIDING, GLOBAL = "sliding_attention", "full_attention"  # config.json's words
 _PERIOD = 4  # of OLMo 3, whose last layer is global
 
 # -- OLMo 1 ---------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def olmo2_metadata(config: Config) -> dict[str, Any]:
     if not slides:
         return out
     n_layer = need_int(config, "num_hidden_layers")
-    kinds = config.get("layer_types") or [GLOBAL if (il + 1) % _PERIOD == 0 else SLIDING for il in range(n_layer)]
+    kinds = config.get("layer_types") or by_period(n_layer, _PERIOD)
     out["olmo2.attention.sliding_window"] = need_int({"sliding_window": 4096, **config}, "sliding_window")
     out["olmo2.attention.sliding_window_pattern"] = [kind == SLIDING for kind in kinds]
     per_kind = config.get("rope_parameters") or {}
@@ -120,7 +120,6 @@ def olmoe_metadata(config: Config) -> dict[str, Any]:
 
 def olmoe_rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
-    names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
     sizes = {"n_expert": keys.n_expert, "n_ff": keys.integer("feed_forward_length"), "n_embd": keys.n_embd}
     out = embedding_rules(metadata)
     for il in range(keys.n_layer):
@@ -130,7 +129,7 @@ def olmoe_rules(metadata: Metadata) -> list[TensorRule]:
             *attention_rules(metadata, il, bias=metadata.get(ATTENTION_BIAS)),
             *_wide_norms(keys, blk, hf),
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", keys.n_embd),
-            *expert_rules(blk, hf + "mlp.", names, fused=hf + "mlp.", **sizes),
+            *expert_rules(blk, hf + "mlp.", PROJECTIONS, fused=hf + "mlp.", **sizes),
         ]
     return out
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffharness.weights.names._blocks import attention_matrices, gated_matrices
 from diffharness.weights.names._config import expect_activation
-from diffharness.weights.names._halves import attention_matrices, gated_matrices
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -49,7 +49,10 @@ def rules(metadata: Metadata) -> list[TensorRule]:
                 vector(blk, gguf, hf + name, keys.n_embd),
                 TensorRule(f"{blk}{gguf}.bias", (keys.n_embd,), (f"{hf}{name}.bias",)),
             ]
-        out += [*attention_matrices(keys, blk, hf + "self_attn."), *gated_matrices(keys, blk, hf + "mlp.")]
+        out += [
+            *attention_matrices(keys, blk, hf + "self_attn."),
+            *gated_matrices(blk, hf + "mlp.", keys.integer("feed_forward_length"), keys.n_embd),
+        ]
     return out
 
 

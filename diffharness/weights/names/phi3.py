@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffharness.weights.names._config import expect_activation
+from diffharness.weights.names._config import expect_activation, without_rope
 from diffharness.weights.names._gpt import fused_qkv, rotated_share
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, embedding_rules, matrix, vector
 from diffharness.weights.names._longrope import longrope_example, longrope_metadata, longrope_rules
@@ -18,16 +18,11 @@ from diffharness.weights.source import Metadata
 
 def metadata(config: Config) -> dict[str, Any]:
     expect_activation(config, "silu")
-    out = decoder_metadata(_unscaled(config), "phi3")
+    out = decoder_metadata(without_rope(config), "phi3")
     n_rot = int(Keys(out).head_dim * rotated_share(config, 1.0))
     out |= longrope_metadata(config, "phi3", n_rot)
     out["phi3.attention.sliding_window"] = config.get("sliding_window") or 0
     return out
-
-
-def _unscaled(config: Config) -> dict[str, Any]:
-    """Without what `decoder_metadata` does not know."""
-    return {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_parameters")}
 
 
 def rules(metadata: Metadata) -> list[TensorRule]:

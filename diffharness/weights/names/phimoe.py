@@ -8,24 +8,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from diffharness.weights.names._config import expect_activation, need_int
-from diffharness.weights.names._gpt import ATTENTION_BIAS, affine, separate_qkv
+from diffharness.weights.names._blocks import ATTENTION_BIAS
+from diffharness.weights.names._config import expect_activation, need_int, without_rope
+from diffharness.weights.names._gpt import affine, separate_qkv
 from diffharness.weights.names._keys import TIED_HEAD, Keys, decoder_example, decoder_metadata, head_rules, matrix
 from diffharness.weights.names._longrope import longrope_example, longrope_metadata, longrope_rules
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import MIXTRAL, expert_rules
 from diffharness.weights.source import Metadata
 
 ROUTER_JITTER = "diffharness.router_jitter_noise"
 HEAD_BIAS = "diffharness.head_bias"  # bool
 
-_EXPERT = {"gate": "w1", "down": "w2", "up": "w3"}
-
 
 def metadata(config: Config) -> dict[str, Any]:
     expect_activation(config, "silu")
-    plain = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_parameters")}
-    out = decoder_metadata(plain, "phimoe")
+    out = decoder_metadata(without_rope(config), "phimoe")
     out |= longrope_metadata(config, "phimoe", Keys(out).head_dim, default_theta=1e6)
     return out | {
         "phimoe.attention.sliding_window": config.get("sliding_window") or 0,
@@ -60,7 +58,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             *separate_qkv(metadata, blk, hf + "self_attn.", (q, kv, kv), n_embd, bias=bias),
             *matrix(blk, "attn_output", hf + "self_attn.o_proj", n_embd, q, bias=bias),
             *affine(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
-            *map(_router, expert_rules(blk, moe, _EXPERT, fused=hf + "mlp.", **sizes)),
+            *map(_router, expert_rules(blk, moe, MIXTRAL, fused=hf + "mlp.", **sizes)),
         ]
     return out
 

@@ -27,8 +27,9 @@ _WORDS = {"rms_norm_eps": "layer_norm_epsilon", "rope_theta": "rotary_emb_base"}
 
 
 def metadata(config: Config) -> dict[str, Any]:
-    if config.get("rotary_pct", 1.0) != 1.0:
-        raise CheckpointError("config.json: expected rope on whole heads, found `rotary_pct`")
+    for key, wanted in (("rotary_pct", 1.0), ("scale_attn_weights", True)):
+        if config.get(key, wanted) != wanted:
+            raise CheckpointError(f"config.json: `{key}`: expected {wanted}, found {config[key]!r}")
     length = config.get("max_position_embeddings") or config.get("seq_length")
     common = {**config, "max_position_embeddings": length}
     common |= {theirs: need(config, own, theirs) for theirs, own in _WORDS.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffharness.weights.names._blocks import attention_matrices, mlp_rules
 from diffharness.weights.names._config import expect_activation
 from diffharness.weights.names._keys import (
     Keys,
@@ -11,7 +12,6 @@ from diffharness.weights.names._keys import (
     decoder_example,
     decoder_metadata,
     embedding_rules,
-    matrix,
     vector,
 )
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
@@ -31,21 +31,14 @@ def config(metadata: Metadata) -> dict[str, Any]:
 
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
-    n_embd, n_ff = keys.n_embd, keys.integer("feed_forward_length")
-    q, kv = keys.n_head * keys.head_dim, keys.n_head_kv * keys.head_dim
     out = [*embedding_rules(metadata), TensorRule("output.bias", (keys.n_vocab,), ("lm_head.bias",), required=False)]
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
         out += [
-            vector(blk, "attn_norm", hf + "input_layernorm", n_embd),
-            *matrix(blk, "attn_q", hf + "self_attn.q_proj", q, n_embd, bias=True),
-            *matrix(blk, "attn_k", hf + "self_attn.k_proj", kv, n_embd, bias=True),
-            *matrix(blk, "attn_v", hf + "self_attn.v_proj", kv, n_embd, bias=True),
-            *matrix(blk, "attn_output", hf + "self_attn.o_proj", n_embd, q),
-            vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
-            *matrix(blk, "ffn_gate", hf + "mlp.gate_proj", n_ff, n_embd),
-            *matrix(blk, "ffn_up", hf + "mlp.up_proj", n_ff, n_embd),
-            *matrix(blk, "ffn_down", hf + "mlp.down_proj", n_embd, n_ff),
+            vector(blk, "attn_norm", hf + "input_layernorm", keys.n_embd),
+            *attention_matrices(keys, blk, hf + "self_attn.", bias=True),
+            vector(blk, "ffn_norm", hf + "post_attention_layernorm", keys.n_embd),
+            *mlp_rules(metadata, il),
         ]
     return out
 

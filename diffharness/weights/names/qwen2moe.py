@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffharness.errors import CheckpointError
+from diffharness.weights.names._blocks import attention_matrices, gated_matrices
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._keys import (
     Keys,
@@ -16,16 +17,15 @@ from diffharness.weights.names._keys import (
     decoder_example,
     decoder_metadata,
     embedding_rules,
-    matrix,
     vector,
 )
 from diffharness.weights.names._map import ArchMap, Config, Shaped, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
-from diffharness.weights.names._sliding import sliding_config, sliding_metadata
+from diffharness.weights.names._moe import PROJECTIONS, expert_rules
+from diffharness.weights.names._shared_experts import expert_width
+from diffharness.weights.names._sliding import GLOBAL, SLIDING, sliding_config, sliding_metadata
 from diffharness.weights.source import Metadata
 
 _ARCH = "qwen2moe"
-_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
 def metadata(config: Config) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _layer_types(config: Config) -> list[str]:
     """Where a window is on and config.json lists no kinds: every second of the first layers slides."""
     last = config.get("max_window_layers", 28)
     n_layer = need_int(config, "num_hidden_layers")
-    return ["sliding_attention" if il % 2 == 0 and il < last else "full_attention" for il in range(n_layer)]
+    return [SLIDING if il % 2 == 0 and il < last else GLOBAL for il in range(n_layer)]
 
 
 def config(metadata: Metadata) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
         **sliding_config(metadata, _ARCH),
         "num_experts": keys["expert_count"],
         "num_experts_per_tok": keys["expert_used_count"],
-        "moe_intermediate_size": _expert_ff(keys),
+        "moe_intermediate_size": expert_width(keys, 0),
         "shared_expert_intermediate_size": _shared_ff(keys),
         "norm_topk_prob": bool(keys.get("expert_weights_norm", False)),
         "decoder_sparse_step": 1,
@@ -74,8 +74,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
     n_embd, n_ff = keys.n_embd, _shared_ff(keys)
-    q, kv = keys.n_head * keys.head_dim, keys.n_head_kv * keys.head_dim
-    sizes = {"n_expert": keys.n_expert, "n_ff": _expert_ff(keys), "n_embd": n_embd}
+    sizes = {"n_expert": keys.n_expert, "n_ff": expert_width(keys, 0), "n_embd": n_embd}
     out = embedding_rules(metadata)
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
@@ -88,24 +87,13 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         )
         out += [
             vector(blk, "attn_norm", hf + "input_layernorm", n_embd),
-            *matrix(blk, "attn_q", hf + "self_attn.q_proj", q, n_embd, bias=True),
-            *matrix(blk, "attn_k", hf + "self_attn.k_proj", kv, n_embd, bias=True),
-            *matrix(blk, "attn_v", hf + "self_attn.v_proj", kv, n_embd, bias=True),
-            *matrix(blk, "attn_output", hf + "self_attn.o_proj", n_embd, q),
+            *attention_matrices(keys, blk, hf + "self_attn.", bias=True),
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
-            *expert_rules(blk, mlp, _NAMES, fused=mlp, **sizes),
+            *expert_rules(blk, mlp, PROJECTIONS, fused=mlp, **sizes),
             gate,
-            *matrix(blk, "ffn_gate_shexp", mlp + "shared_expert.gate_proj", n_ff, n_embd),
-            *matrix(blk, "ffn_up_shexp", mlp + "shared_expert.up_proj", n_ff, n_embd),
-            *matrix(blk, "ffn_down_shexp", mlp + "shared_expert.down_proj", n_embd, n_ff),
+            *gated_matrices(blk, mlp + "shared_expert.", n_ff, n_embd, suffix="_shexp"),
         ]
     return out
-
-
-def _expert_ff(keys: Keys) -> int:
-    """Width of one expert; old files state only the dense width divided among the experts used."""
-    stated = keys.integer("expert_feed_forward_length", 0)
-    return stated or keys.integer("feed_forward_length") // max(1, keys.integer("expert_used_count"))
 
 
 def _shared_ff(keys: Keys) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffharness.weights.names._blocks import mlp_rules
 from diffharness.weights.names._config import expect_activation
 from diffharness.weights.names._keys import (
     Keys,
@@ -50,17 +51,9 @@ def attention_rules(metadata: Metadata, il: int) -> list[TensorRule]:
 
 
 def rules(metadata: Metadata) -> list[TensorRule]:
-    keys = Keys(metadata)
-    n_embd, n_ff = keys.n_embd, keys.integer("feed_forward_length")
     out = embedding_rules(metadata)
-    for il in range(keys.n_layer):
-        blk, hf = f"blk.{il}.", f"model.layers.{il}."
-        out += [
-            *attention_rules(metadata, il),
-            *matrix(blk, "ffn_gate", hf + "mlp.gate_proj", n_ff, n_embd),
-            *matrix(blk, "ffn_up", hf + "mlp.up_proj", n_ff, n_embd),
-            *matrix(blk, "ffn_down", hf + "mlp.down_proj", n_embd, n_ff),
-        ]
+    for il in range(Keys(metadata).n_layer):
+        out += [*attention_rules(metadata, il), *mlp_rules(metadata, il)]
     return out
 
 

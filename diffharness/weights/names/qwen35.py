@@ -24,12 +24,12 @@ from diffharness.weights.names._qwen_next_tensors import (
     further_rules,
     is_recurrent,
     moe_rules,
-    n_model_layers,
     norm_rules,
     outer_rules,
     rule,
 )
 from diffharness.weights.names._reorder import MINUS_EXP, Chained, Tiled, decays
+from diffharness.weights.names._shared_experts import n_main_layers
 from diffharness.weights.source import Metadata
 
 _SECTIONS = [11, 11, 10]  # pairs that turn by time, height and width, where a config does not say
@@ -48,7 +48,7 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
 def rules(experts: bool, metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
     out = outer_rules(metadata)
-    for il in range(n_model_layers(keys)):
+    for il in range(n_main_layers(keys)):
         blk, hf = f"blk.{il}.", f"layers.{il}."
         mixer = _delta_rules(keys, blk, hf) if is_recurrent(keys, il) else attention_rules(keys, blk, hf)
         ffn = moe_rules(metadata, blk, hf) if experts else dense_rules(keys, blk, hf)

@@ -12,7 +12,8 @@ from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._keys import Keys, decoder_config, decoder_example, decoder_metadata, embedding_rules
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
-from diffharness.weights.names._moe import expert_rules
+from diffharness.weights.names._moe import PROJECTIONS, expert_rules
+from diffharness.weights.names._shared_experts import expert_width
 from diffharness.weights.names._sliding import sliding_config, sliding_metadata
 from diffharness.weights.names.qwen3 import attention_rules
 from diffharness.weights.source import Metadata
@@ -39,7 +40,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
     experts = {
         "num_experts": keys["expert_count"],
         "num_experts_per_tok": keys["expert_used_count"],
-        "moe_intermediate_size": _expert_ff(keys),
+        "moe_intermediate_size": expert_width(keys, 0),
         "norm_topk_prob": bool(keys.get("expert_weights_norm", True)),
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
@@ -51,19 +52,12 @@ def config(metadata: Metadata) -> dict[str, Any]:
 
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
-    names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-    sizes = {"n_expert": keys.n_expert, "n_ff": _expert_ff(keys), "n_embd": keys.n_embd}
+    sizes = {"n_expert": keys.n_expert, "n_ff": expert_width(keys, 0), "n_embd": keys.n_embd}
     out = embedding_rules(metadata)
     for il in range(keys.n_layer):
         mlp = f"model.layers.{il}.mlp."
-        out += [*attention_rules(metadata, il), *expert_rules(f"blk.{il}.", mlp, names, fused=mlp, **sizes)]
+        out += [*attention_rules(metadata, il), *expert_rules(f"blk.{il}.", mlp, PROJECTIONS, fused=mlp, **sizes)]
     return out
-
-
-def _expert_ff(keys: Keys) -> int:
-    """Width of one expert; old files state only the dense width divided among the experts used."""
-    stated = keys.integer("expert_feed_forward_length", 0)
-    return stated or keys.integer("feed_forward_length") // max(1, keys.integer("expert_used_count"))
 
 
 def example(sizes: Sizes) -> dict[str, Any]:

@@ -24,12 +24,12 @@ from diffharness.weights.names._qwen_next_tensors import (
     further_rules,
     is_recurrent,
     moe_rules,
-    n_model_layers,
     norm_rules,
     outer_rules,
     rule,
 )
 from diffharness.weights.names._reorder import MINUS_EXP, Pieces, decays
+from diffharness.weights.names._shared_experts import n_main_layers
 from diffharness.weights.source import Float32Array, Metadata
 
 _ARCH = "qwen3next"
@@ -42,7 +42,7 @@ def metadata(config: Config) -> dict[str, Any]:
 def rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
     out = outer_rules(metadata)
-    for il in range(n_model_layers(keys)):
+    for il in range(n_main_layers(keys)):
         blk, hf = f"blk.{il}.", f"layers.{il}."
         mixer = _delta_rules(metadata, blk, hf) if is_recurrent(keys, il) else attention_rules(keys, blk, hf)
         out += [*norm_rules(blk, hf, keys.n_embd), *mixer, *moe_rules(metadata, blk, hf)]

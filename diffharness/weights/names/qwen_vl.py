@@ -16,11 +16,13 @@ import numpy as np
 
 from diffharness.errors import CheckpointError
 from diffharness.weights.names import qwen2
-from diffharness.weights.names._blocks import mlp_rules, moved
+from diffharness.weights.names._blocks import mlp_rules
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._draw import by_width
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, embedding_rules
 from diffharness.weights.names._map import ArchMap, Config, Piece, Sizes, TensorRule
+from diffharness.weights.names._nested import moved
+from diffharness.weights.names._shared_experts import expert_width
 from diffharness.weights.names._sliding import sliding_metadata
 from diffharness.weights.names.qwen3 import HEAD_DIM, attention_rules
 from diffharness.weights.source import Float32Array, Metadata
@@ -97,8 +99,7 @@ def qwen3_rules(metadata: Metadata) -> list[TensorRule]:
 def moe_rules(metadata: Metadata) -> list[TensorRule]:
     keys = Keys(metadata)
     n_expert, n_embd = keys.n_expert, keys.n_embd
-    n_ff = keys.integer("expert_feed_forward_length", 0)
-    n_ff = n_ff or keys.integer("feed_forward_length") // max(1, keys.integer("expert_used_count"))
+    n_ff = expert_width(keys, 0)
     both, down = (n_expert, n_embd, 2 * n_ff), (n_expert, n_ff, n_embd)
     out = embedding_rules(metadata)
     for il in range(keys.n_layer):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from diffharness.weights.names._blocks import attention_matrices, gated_matrices
 from diffharness.weights.names._config import expect_activation
-from diffharness.weights.names._halves import attention_matrices, gated_matrices
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -42,7 +42,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
             vector(blk, "attn_norm", hf + "input_layernorm", keys.n_embd),
             *(replace(rule, synthetic=True) if _is_own_bias(rule) else rule for rule in attention),
             vector(blk, "post_attention_norm", hf + "post_attention_layernorm", keys.n_embd),
-            *gated_matrices(keys, blk, hf + "mlp.", bias=None),
+            *gated_matrices(blk, hf + "mlp.", keys.integer("feed_forward_length"), keys.n_embd, bias=None),
         ]
     return out
 

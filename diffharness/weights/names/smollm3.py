@@ -13,6 +13,7 @@ from diffharness.weights.names import llama
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._keys import Keys, decoder_config, decoder_example, decoder_metadata
 from diffharness.weights.names._map import ArchMap, Config, Sizes
+from diffharness.weights.names._sliding import GLOBAL, SLIDING
 from diffharness.weights.source import Metadata
 
 ROPE_LAYERS = "diffharness.rope_layers"
@@ -32,7 +33,7 @@ def metadata(config: Config) -> dict[str, Any]:
         out[ROPE_LAYERS] = turns
     if config.get("use_sliding_window") and config.get("sliding_window"):
         types = config.get("layer_types")
-        slides = [kind == "sliding_attention" for kind in types] if types else [not turn for turn in turns]
+        slides = [kind == SLIDING for kind in types] if types else [not turn for turn in turns]
         out[f"{_ARCH}.attention.sliding_window"] = need_int(config, "sliding_window")
         out[f"{_ARCH}.attention.sliding_window_pattern"] = slides
     return out
@@ -50,7 +51,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
         "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
         "use_sliding_window": bool(window),
         "sliding_window": window or None,
-        "layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides],
+        "layer_types": [SLIDING if slide else GLOBAL for slide in slides],
     }
 
 

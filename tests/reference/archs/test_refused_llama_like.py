@@ -18,7 +18,7 @@ CASES: list[tuple[str, str, Any, type[DiffharnessError], str]] = [
     ("deci", "deci.attention.head_count_kv", [3, 0, 1, 0], ArtifactFileError, "divisor of 4"),
     ("exaone4", "exaone4.rope.freq_base_swa", 77.0, UnsupportedError, "freq_base_swa"),
     ("exaone4", "exaone4.attention.sliding_window_pattern", [True], ArtifactFileError, "one value per layer"),
-    ("exaone4", "exaone4.nextn_predict_layers", 4, UnsupportedError, "a layer beside"),
+    ("exaone4", "exaone4.nextn_predict_layers", 4, UnsupportedError, "fewer than the file's 4"),
     ("mistral3", "mistral3.expert_shared_feed_forward_length", 8, UnsupportedError, "shared"),
     ("smollm3", ROPE_LAYERS, [True], ArtifactFileError, "one truth value per layer"),
 ]

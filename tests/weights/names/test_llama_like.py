@@ -132,7 +132,7 @@ def test_deci_layers_in_gguf_words(
         ("baichuan", {"num_key_value_heads": 2}, "num_key_value_heads"),
         ("internlm2", {"bias": True}, "bias"),
         ("exaone", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ("exaone-moe", {"mlp_layer_types": ["sparse"] * 4}, "1 dense"),
+        ("exaone-moe", {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}, "before all sparse"),
         ("qwen", {"rotary_pct": 0.25}, "rotary_pct"),
         ("xverse", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ("arcee", {"hidden_act": "silu"}, "activation"),
