@@ -67,4 +67,6 @@ def _first_line(build: Callable[..., Any]) -> str:
     if not lines:
         return ""
     # "`llama`: Llama 1 to 3, ...", "`qwen2` (Qwen 2, 2.5): ...": the name stands in a column of its own
-    return re.sub(r"^(?:`[\w-]+`(?:, )?)+(?: \((.*?)\))?: ", lambda m: f"{m[1]}: " if m[1] else "", lines[0]).rstrip(".")
+    return re.sub(r"^(?:`[\w-]+`(?:, )?)+(?: \((.*?)\))?: ", lambda m: f"{m[1]}: " if m[1] else "", lines[0]).rstrip(
+        "."
+    )

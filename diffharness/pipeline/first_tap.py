@@ -62,7 +62,7 @@ def locate(
     choice: Choice | None = None,
     chunk_of: NDArray[np.int64] | None = None,
 ) -> Place:
-    """Compare the taps that both have, at fixture rows `rows`; `choice` is how the model chooses experts, where it routes.
+    """Compare the taps that both have, at fixture rows `rows`; `choice` is how the model chooses experts, if it does.
 
     `chunk_of` [n_tokens] numbers the chunks, all tokens being of one if not given.
 

@@ -56,7 +56,9 @@ class RecipeRecord(Record):
     ladder: str | None = Field(default=None, description="the shipped ladder's name, where it is one")
     baseline: Baseline
     rungs: list[Rung] = []
-    left_out: dict[str, str] = Field(default={}, description="why, by recipe of the ladder that the model has no use for")
+    left_out: dict[str, str] = Field(
+        default={}, description="why, by recipe of the ladder that the model has no use for"
+    )
     written: Written | None = None
     checkpoint: CheckpointSubject
     fixture: FixtureSubject
