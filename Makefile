@@ -31,7 +31,7 @@ help:
 	@echo 'make test-real       SmolLM2 and Gemma 3 270M, 512 tokens each (downloads 350 MB)'
 	@echo "make test-converter  our GGUFs against those of llama.cpp's own converter"
 	@echo 'make test-faults     engines with planted faults, and sound ones: each must get its verdict (builds llama.cpp)'
-	@echo "make test-zoo        every node of 128 models of llama.cpp's own generator, replayed (builds it)"
+	@echo "make test-zoo        128 models of llama.cpp's own generator: every node replayed, every graph compared (builds it)"
 	@echo 'make setup           set up only'
 	@echo 'make clean           remove what the above made'
 

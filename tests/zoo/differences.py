@@ -202,9 +202,6 @@ DIFFERENCES: dict[str, tuple[Difference, ...]] = {
         FFN,
         Difference("does not add output.bias", not_using("output.bias")),
     ),
-    "qwen3-dense": (
-        Difference("has no use for cls.output.weight, for which the reference refuses the file", lambda build: build),
-    ),
     "qwen35-dense": (DELTA_EPS,),
     "qwen35moe-moe": (DELTA_EPS,),
     "qwen3next-moe": (

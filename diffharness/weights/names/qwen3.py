@@ -51,7 +51,12 @@ def attention_rules(metadata: Metadata, il: int) -> list[TensorRule]:
 
 
 def rules(metadata: Metadata) -> list[TensorRule]:
+    keys = Keys(metadata)
+    n_label = len(keys.get("classifier.output_labels") or ()) or 1
     out = embedding_rules(metadata)
+    # What rerankers read the last state with, which is not part of the forward to logits.
+    shape = (n_label, keys.n_embd) if n_label > 1 else (keys.n_embd,)
+    out.append(TensorRule("cls.output.weight", shape, required=False))
     for il in range(Keys(metadata).n_layer):
         out += [*attention_rules(metadata, il), *mlp_rules(metadata, il)]
     return out

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.names import qwen2
-from diffharness.weights.names._blocks import mlp_rules
+from diffharness.weights.names import qwen2, qwen3
 from diffharness.weights.names._config import expect_activation, need_int
 from diffharness.weights.names._draw import by_width
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, embedding_rules
@@ -86,14 +85,7 @@ def qwen2_rules(metadata: Metadata) -> list[TensorRule]:
 
 
 def qwen3_rules(metadata: Metadata) -> list[TensorRule]:
-    n_embd = Keys(metadata).n_embd
-    n_label = len(Keys(metadata).get("classifier.output_labels") or ()) or 1
-    out = embedding_rules(metadata)
-    # What rerankers read the last state with, which is not part of the forward to logits.
-    out.append(TensorRule("cls.output.weight", (n_label, n_embd) if n_label > 1 else (n_embd,), required=False))
-    for il in range(Keys(metadata).n_layer):
-        out += [*attention_rules(metadata, il), *mlp_rules(metadata, il)]
-    return moved(out, "model.language_model.", "language_model.model.", "model.")
+    return moved(qwen3.rules(metadata), "model.language_model.", "language_model.model.", "model.")
 
 
 def moe_rules(metadata: Metadata) -> list[TensorRule]:
