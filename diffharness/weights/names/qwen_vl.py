@@ -123,8 +123,8 @@ def _turned(stack: Any) -> Any:
 
 def _sections(n_pairs: int) -> list[int]:
     """Sections in which every pair of a head finds its place, whichever way they are laid out."""
-    third = n_pairs // 3
-    return [n_pairs - 2 * third, third, third]
+    height, width = (n_pairs + 1) // 3, n_pairs // 3
+    return [n_pairs - height - width, height, width]
 
 
 def qwen2_example(sizes: Sizes) -> dict[str, Any]:
