@@ -50,6 +50,7 @@ class Decoder(Steps):
     interleaved: ClassVar[bool] = False  # rope pairs (2i, 2i + 1); otherwise (i, i + n_rot/2)
     longrope: ClassVar[bool] = False  # reads the tensors `rope_factors_*`
     eps_key: ClassVar[str] = "attention.layer_norm_rms_epsilon"
+    ffn_norm: ClassVar[str] = "ffn_norm.weight"  # the tensor of each layer that normalises the feed-forward's input
     fused_gate_up: ClassVar[bool] = False  # `ffn_up` holds the gate's rows and then its own
 
     @classmethod
@@ -135,7 +136,7 @@ class Decoder(Steps):
 
     def before_ffn(self, w: Weights, il: int, x: Tensor, tap: Tap) -> Tensor:
         """The feed-forward's input [B, T, E], of the residual stream."""
-        h = self.norm(w, f"blk.{il}.ffn_norm.weight", x)
+        h = self.norm(w, f"blk.{il}.{self.ffn_norm}", x)
         tap("ffn_norm", h)
         return h
 

@@ -7,21 +7,20 @@ experts is the file's `attn_output_norm`. The routed experts' weights sum to one
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import Any, ClassVar
 
 from diffharness.errors import ArtifactFileError
 from diffharness.reference.archs.olmo import Clamped
 from diffharness.reference.decoder import LayerNorms
 from diffharness.reference.hparams import HyperParameters
-from diffharness.reference.model import Tap, Weights
 from diffharness.weights.names.dbrx import PLAIN_WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dbrx(LayerNorms, Clamped):
     """A `Clamped` decoder with LayerNorms and experts."""
+
+    ffn_norm: ClassVar[str] = "attn_output_norm.weight"
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
@@ -32,11 +31,6 @@ class Dbrx(LayerNorms, Clamped):
             "normalise_experts": not hp.metadata.get(PLAIN_WEIGHTS, False),
             "experts_scale": hp.number("expert_weights_scale", 0.0) or 1.0,
         }
-
-    def before_ffn(self, w: Weights, il: int, x: Tensor, tap: Tap) -> Tensor:
-        h = self.norm(w, f"blk.{il}.attn_output_norm.weight", x)
-        tap("ffn_norm", h)
-        return h
 
 
 ARCHS = {"dbrx": Dbrx.from_metadata}

@@ -8,7 +8,7 @@ has no key for.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ from diffharness.weights.names._mamba import NORM_FIRST
 class FalconH1(Decoder):
     """A `Decoder` with a Mamba mixer beside its attention."""
 
+    ffn_norm: ClassVar[str] = "ffn_norm"  # the one norm whose name has no `.weight`
+
     sizes: mamba.MambaSizes
     norm_first: bool  # the mixer's output is normalised before it is gated
 
@@ -35,11 +37,6 @@ class FalconH1(Decoder):
         attention = self.attention(w, il, h, state, tap)
         blk, first = f"blk.{il}.", self.norm_first
         return attention + mamba.head_mixer(w, blk, h, self.sizes, tap, eps=self.eps, norm_first=first)
-
-    def before_ffn(self, w: Weights, il: int, x: Tensor, tap: Tap) -> Tensor:
-        h = self.norm(w, f"blk.{il}.ffn_norm", x)  # the one norm whose name has no `.weight`
-        tap("ffn_norm", h)
-        return h
 
 
 ARCHS = {"falcon-h1": FalconH1.from_metadata}

@@ -9,7 +9,7 @@ ignored: sections of the rotary embedding (`rope.dimension_sections`) make no di
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ from diffharness.reference.nextn import without_nextn
 class Glm4Moe(HeadNorms, Decoder):
     """A `Decoder` with experts, and head norms where the file has them."""
 
+    ffn_norm: ClassVar[str] = "post_attention_norm.weight"
+
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
         hp = without_nextn(hp)
@@ -31,11 +33,6 @@ class Glm4Moe(HeadNorms, Decoder):
 
     def norm_heads(self, w: Weights, il: int, name: str, heads: Tensor, tap: Tap) -> Tensor:
         return super().norm_heads(w, il, name, heads, tap) if w.has(f"blk.{il}.{name}_norm.weight") else heads
-
-    def before_ffn(self, w: Weights, il: int, x: Tensor, tap: Tap) -> Tensor:
-        h = self.norm(w, f"blk.{il}.post_attention_norm.weight", x)
-        tap("ffn_norm", h)
-        return h
 
 
 ARCHS = {"glm4moe": Glm4Moe.from_metadata}

@@ -11,14 +11,14 @@ no key for that, and the engine rounds to whole dimensions; a checkpoint that sa
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from diffharness.reference import ops
 from diffharness.reference.decoder import Decoder
 from diffharness.reference.hparams import HyperParameters
-from diffharness.reference.model import State, Tap, Weights
+from diffharness.reference.model import State, Weights
 from diffharness.reference.windows import windows
 from diffharness.weights.names.gpt_oss import TRUNCATE
 
@@ -30,6 +30,8 @@ _PERIOD = 2  # the last layer of each period sees all
 @dataclass(frozen=True, kw_only=True)
 class GptOss(Decoder):
     """A `Decoder` with sinks, biases and experts of its own kind."""
+
+    ffn_norm: ClassVar[str] = "post_attention_norm.weight"
 
     sliding_rope_base: float
 
@@ -55,11 +57,6 @@ class GptOss(Decoder):
 
     def sinks(self, w: Weights, il: int) -> Tensor | None:
         return w.get(f"blk.{il}.attn_sinks.weight")
-
-    def before_ffn(self, w: Weights, il: int, x: Tensor, tap: Tap) -> Tensor:
-        h = self.norm(w, f"blk.{il}.post_attention_norm.weight", x)
-        tap("ffn_norm", h)
-        return h
 
     def gated_expert(self, gate: Tensor, up: Tensor, state: State) -> Tensor:
         gate, up = gate.clamp(max=_LIMIT), up.clamp(-_LIMIT, _LIMIT)

@@ -32,6 +32,8 @@ from diffharness.reference.nextn import without_nextn
 class Qwen3Next(HeadNorms, Hybrid):
     """A `Hybrid` of gated delta rules and gated attention."""
 
+    ffn_norm: ClassVar[str] = "post_attention_norm.weight"
+
     n_key_head: int  # of a delta-rule layer
     n_value_head: int
     key_size: int  # of a head
@@ -66,11 +68,6 @@ class Qwen3Next(HeadNorms, Hybrid):
             hp.refuse("ssm.time_step_rank", n_value, f"a multiple of {n_key} key heads and a divisor of {inner}")
         sizes = {"key_size": hp.count("ssm.state_size"), "value_size": inner // n_value}
         return {"n_key_head": n_key, "n_value_head": n_value, **sizes}
-
-    def before_ffn(self, w: Weights, il: int, x: Tensor, tap: Tap) -> Tensor:
-        h = self.norm(w, f"blk.{il}.post_attention_norm.weight", x)
-        tap("ffn_norm", h)
-        return h
 
     # -- attention layers ------------------------------------------------------------------------------
 
