@@ -18,7 +18,7 @@ from diffharness.machine import this_machine
 
 # What each part shows, and the functions of this package that make its rows.
 PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "dequant": ("Dequantization, of a piece in the processor's cache", ("dequant:speed",)),
+    "dequant": ("Dequantization", ("dequant:speed",)),
     "reference": ("The reference on SmolLM2, 512 tokens", ("reference:speed", "reference:memory")),
     "lengths": ("The reference's forward against transformers and llama.cpp", ("lengths:against_others",)),
     "forward": ("The reference's forward of every architecture, 512 tokens", ("forward:against_transformers",)),

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from diffharness import fixture as fixtures
 from diffharness.engine.runner import Engine, EngineCrash
 from diffharness.errors import CheckpointError, FixtureError, UnsupportedError
@@ -41,6 +43,11 @@ class Inputs:
         value = self.artifact.metadata.get(f"{self.artifact.arch}.context_length")
         return int(value) if isinstance(value, int) else None
 
+    def stamps(self) -> list[tuple[str, int, int]]:
+        """Path, size and time of every file that the legs read one after another."""
+        paths = [*self.artifact.paths, *(self.checkpoint.paths if self.checkpoint else [])]
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
 
 def open_artifact(path: Path) -> GgufFile:
     """The GGUF, with every tensor that its architecture calls for and no other, and no key that the reference lacks."""
@@ -64,7 +71,7 @@ def open_any_artifact(path: Path) -> tuple[GgufFile, str | None]:
 
 
 def _checked(path: Path) -> GgufFile:
-    artifact = open_gguf(path)
+    artifact = open_gguf(path, threads=torch.get_num_threads())
     extra = check_model(artifact)
     if extra:
         raise UnsupportedError(
@@ -78,10 +85,11 @@ def _checked(path: Path) -> GgufFile:
 
 def open_checkpoint(folder: Path, artifact: GgufFile) -> Checkpoint:
     """The checkpoint; CheckpointError if it is of another architecture or other sizes than the artifact."""
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, threads=artifact.threads)
     if checkpoint.tensors[EMBEDDING].shape[0] > artifact.tensors[EMBEDDING].shape[0]:
         # Converters drop padding behind the vocabulary's last token.
-        checkpoint = Checkpoint(folder, n_vocab=artifact.tensors[EMBEDDING].shape[0])
+        n_vocab = artifact.tensors[EMBEDDING].shape[0]
+        checkpoint = Checkpoint(folder, n_vocab=n_vocab, threads=artifact.threads)
     if checkpoint.arch != artifact.arch:
         raise CheckpointError(
             f"{checkpoint.label} is a {checkpoint.arch} model, the artifact {artifact.label} says {artifact.arch}",

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from diffharness import fixture as fixtures
 from diffharness import kld
 from diffharness.engine.quantizer import Quantizer
@@ -63,7 +65,7 @@ def run_recipes(request: RecipeRequest) -> RecipeRecord:
             f"expected one recipe to write, found {len(request.recipes)}", hint="name it with --recipe NAME"
         )
     with timings.step("total"):
-        checkpoint = Checkpoint(request.checkpoint)
+        checkpoint = Checkpoint(request.checkpoint, threads=torch.get_num_threads())
         try:
             record = _run(request, checkpoint, timings)
         finally:

@@ -2,6 +2,11 @@
 
 A layer asks for the same tensors in the same order as the layer before it. So while the forward computes with one
 tensor, a thread reads (and dequantizes) the next; no more than these two are in memory on that account.
+
+A small tensor takes that one place as a large one does. At the widths of Gemma 4 12B the forward still waits for no
+more than 1 % of its time with 512 tokens (7 % with 64), which is all that reading ahead by bytes could win. Experts are
+read when tokens were routed to them, not ahead: with 26B-A4B's that is a fifth of the processor's time with 512 tokens
+and a third with 64, half of it to fetch stored bytes from the system's cache.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ TYPE_NAMES: dict[int, str] = {i: name for name, i in TYPE_IDS.items()}
 _RUN = 1 << 16  # elements that gguf-py or numpy unpacks at a time: 256 KiB of output stay in the second-level cache
 _MOST_THREADS = 4  # which is enough to keep memory busy
 _PARALLEL_FROM = 1 << 23  # elements; below this a second thread costs more than it gives
+_STREAMED_FROM = 1 << 23  # elements: 32 MiB of values, about what a last-level cache holds
 
 # Where the float16 scales of a block lie, of types whose values are finite exactly if these are.
 SCALES: dict[str, tuple[int, ...]] = {
@@ -61,9 +62,12 @@ def byte_size(type_name: str, shape: Sequence[int]) -> int:
     return n
 
 
-def dequantize(raw: Bytes, type_name: str, shape: Sequence[int], *, tensor: str | None = None) -> Float32Array:
+def dequantize(
+    raw: Bytes, type_name: str, shape: Sequence[int], *, tensor: str | None = None, threads: int | None = None
+) -> Float32Array:
     """The float32 values [*shape] of the stored bytes `raw`; `tensor` only serves the error's message.
 
+    Large tensors take up to `threads` threads, of all usable cores where that is left open.
     Raises UnsupportedError for a type that has no dequantization or where memory does not suffice, ArtifactFileError
     where bytes do not fit the shape.
     """
@@ -85,12 +89,12 @@ def dequantize(raw: Bytes, type_name: str, shape: Sequence[int], *, tensor: str 
             f"found {data.size}",
             tensor=tensor,
         )
-    room.require(4 * n, f"{where} of shape {tuple(shape)} as float32", tensor=tensor)
-    out = np.empty((n // block, block), dtype=np.float32)
+    out = room.floats((n // block, block), f"{where} of shape {tuple(shape)} as float32", tensor=tensor)
     if type_name == "F32":  # a copy, so that the caller holds no part of the file's mapping
         out.reshape(-1).view(np.uint8)[...] = data
         return out.reshape(shape)
-    _in_threads(_unpacker(type_name), data.reshape(-1, size), out)
+    unpack = _unpacker(type_name, out.size >= _STREAMED_FROM)
+    _in_threads(unpack, data.reshape(-1, size), out, usable_cores() if threads is None else threads)
     return out.reshape(shape)
 
 
@@ -105,9 +109,10 @@ def dequantizable() -> tuple[str, ...]:
     return tuple(name for name in BLOCKS if name in ours or _library_knows(name))
 
 
-def _in_threads(unpack: Unpack, blocks: Bytes, out: Float32Array) -> None:
-    n_threads = 1 if out.size < _PARALLEL_FROM else min(usable_cores(), _MOST_THREADS)
-    bounds = [len(blocks) * k // n_threads for k in range(n_threads + 1)]
+def _in_threads(unpack: Unpack, blocks: Bytes, out: Float32Array, threads: int) -> None:
+    n_threads = 1 if out.size < _PARALLEL_FROM else min(threads, _MOST_THREADS)
+    # Between whole lumps, so that every part begins with a cache line.
+    bounds = [len(blocks) * k // n_threads // LUMP * LUMP for k in range(n_threads)] + [len(blocks)]
     parts = [(blocks[a:b], out[a:b]) for a, b in pairwise(bounds)]
     if n_threads == 1:
         unpack(*parts[0])
@@ -120,7 +125,7 @@ def _in_threads(unpack: Unpack, blocks: Bytes, out: Float32Array) -> None:
 
 
 @cache
-def _unpacker(type_name: str) -> Unpack:
+def _unpacker(type_name: str, streamed: bool = False) -> Unpack:
     if type_name in _NUMBERS:
         return _numbers(_NUMBERS[type_name])
     if type_name not in LAYOUTS and type_name not in LUMPED:
@@ -129,8 +134,8 @@ def _unpacker(type_name: str) -> Unpack:
 
     block, size = BLOCKS[type_name]
     if type_name in LAYOUTS:
-        return compiled(LAYOUTS[type_name], block, size)
-    return _with_rest(compiled(LUMPED[type_name], LUMP, LUMP * size))
+        return compiled(LAYOUTS[type_name], block, size, streamed=streamed)
+    return _with_rest(compiled(LUMPED[type_name], LUMP, LUMP * size, streamed=streamed))
 
 
 def _with_rest(unpack_lumps: Unpack) -> Unpack:
@@ -141,7 +146,7 @@ def _with_rest(unpack_lumps: Unpack) -> Unpack:
         whole = n - n % LUMP
         unpack_lumps(blocks[:whole].reshape(-1, LUMP * size), out[:whole].reshape(-1, LUMP))
         if whole < n:
-            lump, values = np.zeros((LUMP, size), np.uint8), np.empty((1, LUMP), np.float32)
+            lump, values = np.zeros((LUMP, size), np.uint8), room.floats((1, LUMP), "a lump")
             lump[: n - whole] = blocks[whole:]
             unpack_lumps(lump.reshape(1, -1), values)
             out[whole:, 0] = values[0, : n - whole]

@@ -105,9 +105,13 @@ class KvView(Mapping[str, Any]):
 
 
 class GgufFile:
-    """A GGUF file; of a split one give any shard. Raises ArtifactFileError for whatever is wrong with it."""
+    """A GGUF file; of a split one give any shard. Raises ArtifactFileError for whatever is wrong with it.
 
-    def __init__(self, path: str | Path) -> None:
+    A large tensor is dequantized in up to `threads` threads, of all usable cores where that is left open.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        self.threads = threads
         first = _Shard(Path(path))
         self._shards = [first]
         try:
@@ -198,7 +202,7 @@ class GgufFile:
         shard, entry = self._entries[name]
         if entry.type == "F32" and pread.AVAILABLE and entry.shape:
             return shard.floats(entry, 0, entry.shape[0])
-        values = dequantize(shard.view(entry), entry.type, entry.shape, tensor=name)
+        values = dequantize(shard.view(entry), entry.type, entry.shape, tensor=name, threads=self.threads)
         shard.release(entry.start, entry.n_bytes)
         return values
 
@@ -211,7 +215,8 @@ class GgufFile:
             return shard.floats(entry, *part)
         bytes_of_rows = shard.view(entry).reshape(entry.shape[0], -1)[rows]
         shape = (bytes_of_rows.shape[0], *entry.shape[1:])
-        values = dequantize(np.ascontiguousarray(bytes_of_rows), entry.type, shape, tensor=name)
+        raw = np.ascontiguousarray(bytes_of_rows)
+        values = dequantize(raw, entry.type, shape, tensor=name, threads=self.threads)
         if bytes_of_rows.nbytes >= _RELEASE_FROM:
             shard.release(entry.start, entry.n_bytes)
         return values
@@ -302,9 +307,9 @@ class GgufFile:
         self.close()
 
 
-def open_gguf(path: str | Path) -> GgufFile:
-    """The artifact at `path`, which may be any shard of a split file."""
-    return GgufFile(path)
+def open_gguf(path: str | Path, *, threads: int | None = None) -> GgufFile:
+    """The artifact at `path`, which may be any shard of a split file; `threads` are for dequantizing."""
+    return GgufFile(path, threads=threads)
 
 
 def row_bytes(info: TensorInfo) -> int:

@@ -6,7 +6,6 @@ as much as a tenth of a small model's forward.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -24,8 +23,7 @@ def read_float32(descriptor: int, offset: int, shape: Sequence[int]) -> Float32A
 
     Raises UnsupportedError if memory does not suffice.
     """
-    room.require(4 * math.prod(shape), f"a tensor of shape {tuple(shape)} as float32")
-    values = np.empty(tuple(shape), dtype=np.float32)
+    values = room.floats(shape, f"a tensor of shape {tuple(shape)} as float32")
     rest = memoryview(values.reshape(-1).view(np.uint8).data)
     while len(rest):
         n = os.preadv(descriptor, [rest], offset)

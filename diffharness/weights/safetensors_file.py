@@ -37,10 +37,10 @@ class StoredTensor:
 
 
 class SafetensorsFile:
-    """Raises CheckpointError for a file that is not sound."""
+    """Raises CheckpointError for a file that is not sound. `threads` are for converting large tensors."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        self.path, self._threads = path, threads
         try:
             with safe_open(str(path), framework="numpy"):
                 pass
@@ -86,7 +86,7 @@ class SafetensorsFile:
             if part is not None:
                 return self._floats(stored, *part)
         raw, shape = self._raw(stored, rows)
-        values = dequantize(raw, stored.dtype, shape)
+        values = dequantize(raw, stored.dtype, shape, threads=self._threads)
         self._release(stored, raw.nbytes)
         return values
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diffharness.errors import CheckpointError
-from diffharness.weights.checkpoint import read_json
+from diffharness.weights.checkpoint_files import read_json
 
 # gguf's token types
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from bench.dequant import ggml_routine, has_library
 from diffharness.errors import ArtifactFileError
-from diffharness.weights import dequant
+from diffharness.weights import dequant, room
 from diffharness.weights.dequant import BLOCKS, byte_size, dequantizable, dequantize
-from diffharness.weights.unpack import LAYOUTS, LUMPED
+from diffharness.weights.unpack import LAYOUTS, LUMP, LUMPED
 from diffharness.weights.unpack.machine import Processor, compiled
 
 INTEGERS = {"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "F64": np.float64}
@@ -109,14 +109,56 @@ def test_every_number_of_two_bytes(type_name: str) -> None:
     assert_same_bits(dequantize(every[:45], type_name, (45,)), dequantize(every, type_name, every.shape)[:45])
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("type_name", ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "IQ3_S"])
-def test_threads_give_the_same(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_give_the_same(type_name: str, streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = random_blocks(type_name, 4321)
     shape = (blocks.shape[0], BLOCKS[type_name][0])
     whole = dequantize(blocks, type_name, shape)
     monkeypatch.setattr(dequant, "_PARALLEL_FROM", 0)
+    monkeypatch.setattr(dequant, "_STREAMED_FROM", 0 if streamed else 1 << 60)
     monkeypatch.setattr(dequant, "usable_cores", lambda: 3)
     assert_same_bits(dequantize(blocks, type_name, shape), whole)
+
+
+@pytest.mark.parametrize(("threads", "n_parts"), [(1, 1), (2, 2), (64, 4), (None, 3)])
+def test_no_more_threads_than_told(threads: int | None, n_parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[int] = []
+    monkeypatch.setattr(dequant, "_unpacker", lambda *_: lambda blocks, out: parts.append(len(blocks)))
+    monkeypatch.setattr(dequant, "usable_cores", lambda: 3)
+    dequantize(random_blocks("Q4_0", 1000), "Q4_0", (1000, 32), threads=threads)
+    assert parts == [1000]  # too little for a second thread
+    parts.clear()
+    monkeypatch.setattr(dequant, "_PARALLEL_FROM", 0)
+    dequantize(random_blocks("Q4_0", 1000), "Q4_0", (1000, 32), threads=threads)
+    assert (len(parts), sum(parts)) == (n_parts, 1000)
+
+
+@pytest.mark.parametrize("type_name", [*LAYOUTS, *LUMPED])
+def test_values_past_the_caches_are_the_same(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = random_blocks(type_name, 1000)
+    shape = (1000, BLOCKS[type_name][0])
+    through_caches = dequantize(blocks, type_name, shape)
+    monkeypatch.setattr(dequant, "_STREAMED_FROM", 0)
+    assert_same_bits(dequantize(blocks, type_name, shape), through_caches)
+    block, size = (LUMP, LUMP * BLOCKS[type_name][1]) if type_name in LUMPED else BLOCKS[type_name]
+    layout = (LAYOUTS | LUMPED)[type_name]
+    blocks, around = (
+        random_blocks(type_name, 3 * size // BLOCKS[type_name][1]).reshape(3, size),
+        room.floats((5, block), ""),
+    )
+    around[...] = 7
+    compiled(layout, block, size, streamed=True)(blocks, around[1:4])
+    assert (around[[0, 4]] == 7).all() and not (around[1:4] == 7).all()
+
+
+def test_values_begin_with_a_cache_line() -> None:
+    for n in (1, 33, 5000, 100_000):
+        values = dequantize(np.zeros((n, 34), dtype=np.uint8), "Q8_0", (n, 32))
+        assert values.ctypes.data % 64 == 0 and values.flags.carray and values.shape == (n, 32)
+    streamed = compiled(LAYOUTS["Q8_0"], 32, 34, streamed=True)
+    with pytest.raises(ValueError, match="multiple of 64 bytes"):
+        streamed(random_blocks("Q8_0", 2), room.floats((97,), "")[1:65].reshape(2, 32))
 
 
 @given(data=st.data(), type_name=st.sampled_from(BY_LIBRARY))

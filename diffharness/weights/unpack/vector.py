@@ -10,12 +10,15 @@ none of them unless it is told to, so that the results are the same to the bit o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
+
+from diffharness.weights.room import LINE
 
 I8, I32, I64, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
@@ -141,11 +144,14 @@ class Vector:
 
 
 class Block:
-    """One block: its stored bytes to read, and the place of its values to write."""
+    """One block: its stored bytes to read, and the place of its values to write.
 
-    def __init__(self, builder: Any, stored: Any, values: Any) -> None:
+    `streamed` values go past the caches straight to memory; their place must then begin with a cache line.
+    """
+
+    def __init__(self, builder: Any, stored: Any, values: Any, *, streamed: bool = False) -> None:
         self._ir = builder
-        self._stored, self._values = stored, values
+        self._stored, self._values, self._streamed = stored, values, streamed
         self._tables: dict[int, Any] = {}  # by the identity of arrays, which the caller keeps
 
     def _load(self, item: Any, at: int) -> Any:
@@ -212,4 +218,10 @@ class Block:
 
     def put(self, at: int, values: Vector) -> None:
         """Floats become the block's values from `at` on."""
-        self._ir.store(values.value, self._ir.gep(self._values, [I64(4 * at)], source_etype=I8), align=4)
+        place = self._ir.gep(self._values, [I64(4 * at)], source_etype=I8)
+        if not self._streamed:
+            self._ir.store(values.value, place, align=4)
+            return
+        # The largest power of two that divides the place: an instruction that streams takes no other places.
+        store = self._ir.store(values.value, place, align=math.gcd(4 * at, LINE))
+        store.set_metadata("nontemporal", self._ir.module.add_metadata([I32(1)]))
