@@ -1,23 +1,24 @@
 """`Checkpoint`: a Hugging Face folder as a `WeightSource` in GGUF's names and layout.
 
 `config.json` says which architecture it is; that architecture's `ArchMap` then says which tensors
-there are, what each is made of and how its rows are arranged. Pickled weights (`*.bin`) are never
-opened: they can run code.
+there are, what each is made of and how its rows are arranged. A checkpoint with other tensors of the
+text model than these is refused (`weights/unread.py`): it is not the model that would be computed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from diffharness.errors import ArtifactFileError, CheckpointError
 from diffharness.weights import names
+from diffharness.weights.checkpoint_files import read_json, weight_files
+from diffharness.weights.dequant import BLOCKS
 from diffharness.weights.names._map import (
     AddOne,
     ArchMap,
@@ -31,9 +32,9 @@ from diffharness.weights.names._map import (
 )
 from diffharness.weights.safetensors_file import BYTES, SafetensorsFile, StoredTensor
 from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo
+from diffharness.weights.unread import second_heads, sort_out
 from diffharness.words import listed
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What reading a value of another type or size than a map expects comes to.
 MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 _NAMED = 5  # so many tensors are named in a message
@@ -53,10 +54,11 @@ class _Resolved:
 class Checkpoint:
     """The checkpoint in folder `path`. Raises CheckpointError for whatever is wrong with it.
 
-    `n_vocab` leaves out rows of the vocabulary's tensors from there on: padding that converters cut off.
+    `n_vocab` leaves out rows of the vocabulary's tensors from there on: padding that converters cut off. `threads`
+    are for converting large tensors, all usable cores where that is left open.
     """
 
-    def __init__(self, path: str | Path, *, n_vocab: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, n_vocab: int | None = None, threads: int | None = None) -> None:
         self.path = Path(path)
         self.label = self.path.resolve().name
         if not self.path.is_dir():
@@ -68,13 +70,17 @@ class Checkpoint:
         self.config = read_json(self.path / "config.json")
         self.map: ArchMap = names.for_config(self.config)
         self._metadata, rules = self._translate()
-        self._files = self._open_files()
+        self._files = [SafetensorsFile(file, threads=threads) for file in weight_files(self.path)]
         self._where: dict[str, SafetensorsFile] = {name: file for file in self._files for name in file.tensors}
         self._resolved = self._resolve(rules)
         used = {part for found in self._resolved.values() for part in found.parts}
-        rest = [name for name in self._where if name not in used]
-        self.ignored = [name for name in rest if name.startswith(self.map.ignored)] if self.map.ignored else []
-        self.extra = [name for name in rest if name not in set(self.ignored)]
+        ignored = [*self.map.ignored]
+        if "output.weight" not in self._resolved and len(parts := self._resolved["token_embd.weight"].parts) == 1:
+            ignored += second_heads(self._where, used, parts[0])
+        unread = sort_out(self._where, used, ignored)
+        if unread.mattering:
+            self._refuse(unread.mattering)
+        self.ignored, self.extra = unread.ignored, unread.extra
         self._tensors = {name: self._info(found) for name, found in self._resolved.items()}
         self._cut: dict[str, int] = {}
         if n_vocab is not None:
@@ -94,6 +100,17 @@ class Checkpoint:
                 hint="compare config.json with the published one",
             ) from error
 
+    def _refuse(self, unknown: list[str]) -> NoReturn:
+        quantized = "quantization_config" in self.config
+        raise CheckpointError(
+            f"{self.label}: {len(unknown)} tensors are not of the {self.map.arch} model that config.json describes: "
+            f"{listed(unknown, _NAMED)}",
+            hint="the checkpoint is quantized: give the one that it was made from"
+            if quantized
+            else "compare config.json with the published one; if it is right, this variant of the model is not "
+            "supported: without --checkpoint the artifact is judged all the same",
+        )
+
     def _cut_vocabulary(self, n_vocab: int) -> None:
         for name in VOCABULARY & self._tensors.keys():
             info = self._tensors[name]
@@ -102,50 +119,6 @@ class Checkpoint:
                 self._tensors[name] = TensorInfo(name, (n_vocab, *info.shape[1:]), info.type, n_bytes)
                 self._cut[name] = n_vocab
         self._metadata |= {f"{self.arch}.vocab_size": n_vocab}
-
-    # ── files ────────────────────────────────────────────────────────────────────────────────────
-
-    def _open_files(self) -> list[SafetensorsFile]:
-        return [SafetensorsFile(path) for path in self._weight_files()]
-
-    def _weight_files(self) -> list[Path]:
-        single, index = self.path / SINGLE, self.path / INDEX
-        if index.exists():
-            return self._shards(index)
-        if single.exists():
-            return [single]
-        loose = sorted(self.path.glob("*.safetensors"))
-        if len(loose) == 1:
-            return loose
-        if loose:
-            raise CheckpointError(
-                f"{self.path}: {len(loose)} safetensors files, but no {INDEX} that says what is in them",
-                hint=f"download {INDEX} too",
-            )
-        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.path.glob(pattern))
-        if pickled:
-            raise CheckpointError(
-                f"{self.path}: expected *.safetensors, found only pickled weights ({pickled[0]}), which can run code "
-                "and are never opened",
-                hint="convert the checkpoint to safetensors",
-            )
-        raise CheckpointError(f"{self.path}: no {SINGLE} and no {INDEX}", hint="download the weights too")
-
-    def _shards(self, index: Path) -> list[Path]:
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise CheckpointError(f"{index}: expected an object `weight_map` of tensor names to file names")
-        files = sorted(set(weight_map.values()))
-        outside = [file for file in files if Path(file).name != file]
-        if outside:
-            raise CheckpointError(f"{index}: shard names must be plain file names, found {outside[0]!r}")
-        missing = [file for file in files if not (self.path / file).exists()]
-        if missing:
-            raise CheckpointError(
-                f"{self.path}: {len(missing)} of {len(files)} shards are missing: {listed(missing, _NAMED)}",
-                hint="download the missing shards",
-            )
-        return [self.path / file for file in files]
 
     # ── tensors ──────────────────────────────────────────────────────────────────────────────────
 
@@ -182,7 +155,13 @@ class Checkpoint:
             wanted = (found.layout.n_stored, *wanted[1:])
         expected = _squeezed(wanted[1:] if isinstance(found.layout, Stack) else wanted)
         for part in found.parts:
-            shape = self._stored(part).shape
+            stored = self._stored(part)
+            if stored.dtype not in BLOCKS:
+                raise CheckpointError(
+                    f"{self.label}: tensor {part} has dtype {stored.dtype}, expected F32, F16 or BF16",
+                    hint="give a checkpoint that is not quantized",
+                )
+            shape = stored.shape
             if isinstance(found.layout, (*_SAME_SHAPE, Stack)) and _squeezed(shape) != expected:
                 raise CheckpointError(
                     f"{self.label}: tensor {part} has shape {shape}, expected {expected} by config.json",
@@ -328,21 +307,6 @@ class Checkpoint:
     def close(self) -> None:
         for file in self._files:
             file.close()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint folder; CheckpointError where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path.parent}: no {path.name}", hint="give the folder of the Hugging Face model, with its config"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected JSON, found something else: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

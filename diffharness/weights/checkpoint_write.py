@@ -17,7 +17,7 @@ import numpy as np
 
 from diffharness.errors import ArtifactFileError, OutputError, UnsupportedError
 from diffharness.weights import names
-from diffharness.weights.checkpoint import SINGLE
+from diffharness.weights.checkpoint_files import SINGLE
 from diffharness.weights.gguf_write import Bytes, chunks_of_rows, encode_floats
 from diffharness.weights.names._map import AddOne, Layout, Piece, Plain, RotaryPairs, Stack, TensorRule
 from diffharness.weights.output import check_space, whole_file

@@ -131,9 +131,55 @@ def test_the_hash_is_of_the_config_and_the_weights(folder: Path) -> None:
     assert Checkpoint(folder).sha256() == hashlib.sha256(parts).hexdigest()
 
 
-def test_tensors_that_the_map_does_not_know_are_listed(folder: Path) -> None:
-    save_file({**stored(folder), "model.surprise": torch.zeros(3)}, folder / "model.safetensors")
-    assert Checkpoint(folder).extra == ["model.surprise"]
+def add(folder: Path, *names: str, value: torch.Tensor | None = None) -> None:
+    more = torch.zeros(3) if value is None else value
+    save_file({**stored(folder), **{name: more.clone() for name in names}}, folder / "model.safetensors")
+
+
+def test_tensors_of_another_tower_or_for_training_are_listed(folder: Path) -> None:
+    names = ["mtp.layers.0.norm.weight", "vision_tower.layers.0.q_proj.bias", "v_head.weight", "score.weight"]
+    add(folder, *names)
+    assert sorted(Checkpoint(folder).extra) == sorted(names)
+
+
+def test_buffers_are_ignored(folder: Path) -> None:
+    names = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]
+    add(folder, *names)
+    checkpoint = Checkpoint(folder)
+    assert sorted(checkpoint.ignored) == sorted(names) and checkpoint.extra == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.input_layernorm.bias",  # config.json would have to announce LayerNorms
+        "model.layers.0.mlp.shared_expert.up_proj.weight",
+        "model.layers.0.self_attn.q_proj.weight_scale_inv",
+        "model.layers.2.mlp.up_proj.weight",  # a layer more than there are
+        "model.norm.bias",
+        "model.embed_positions.weight",
+        "lm_head.bias",
+    ],
+)
+def test_a_tensor_of_the_text_model_that_nobody_reads_is_refused(folder: Path, name: str) -> None:
+    assert "model.layers.2" not in " ".join(stored(folder))
+    add(folder, name)
+    with pytest.raises(CheckpointError, match=rf"1 tensors are not of the llama model .*: {name}") as caught:
+        Checkpoint(folder)
+    assert "compare config.json" in str(caught.value)
+    edit(folder, {"quantization_config": {"quant_method": "fp8"}})
+    with pytest.raises(CheckpointError, match="give the one that it was made from"):
+        Checkpoint(folder)
+
+
+def test_a_second_head_is_the_embedding_again_or_another_model(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, random_source({**LLAMA_CONFIG, "tie_word_embeddings": True}))
+    embedding = stored(tmp_path)["model.embed_tokens.weight"]
+    add(tmp_path, "lm_head.weight", value=embedding.clone())
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.ignored == ["lm_head.weight"] and "output.weight" not in checkpoint.tensors
+    add(tmp_path, "lm_head.weight", value=embedding * 1.01)
+    assert_refused(tmp_path, "says that the head is the embedding, but lm_head.weight is another")
 
 
 # ── bad input ────────────────────────────────────────────────────────────────────────────────────
@@ -246,6 +292,4 @@ def test_a_type_that_is_no_plain_float(folder: Path) -> None:
     tensors = stored(folder)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
     save_file(tensors, folder / "model.safetensors")
-    checkpoint = Checkpoint(folder)
-    with pytest.raises(CheckpointError, match="F8_E4M3"):
-        checkpoint.read("output_norm.weight")
+    assert_refused(folder, "F8_E4M3")
