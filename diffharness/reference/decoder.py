@@ -63,7 +63,7 @@ class Decoder(Steps):
         """The fields by the keys that every decoder has; of experts their number alone."""
         n_layer, n_embd = hp.count("block_count"), hp.count("embedding_length")
         n_head, n_head_kv = hp.heads(n_layer)
-        head_dim = hp.integer("attention.key_length", n_embd // n_head[0])
+        head_dim = hp.count("attention.key_length", n_embd // n_head[0])
         n_expert = hp.integer("expert_count", 0)
         return {
             "n_layer": n_layer,
@@ -241,16 +241,17 @@ class Decoder(Steps):
 
     def expert(self, w: Weights, blk: str, index: int, x: Tensor, state: State) -> Tensor:
         """Routed expert `index` on rows x [n, E]."""
+        return moe.project(w, blk + "ffn_down_exps", index, self.expert_act(w, blk, index, x, state))
+
+    def expert_act(self, w: Weights, blk: str, index: int, x: Tensor, state: State) -> Tensor:
+        """What goes into the last projection of routed expert `index`, of its rows x [n, E]."""
         if w.has(blk + "ffn_gate_up_exps.weight"):
             gate, up = moe.project(w, blk + "ffn_gate_up_exps", index, x).chunk(2, dim=-1)
-            act = self.gated_expert(gate, up, state)
-        else:
-            up = moe.project(w, blk + "ffn_up_exps", index, x)
-            if w.has(blk + "ffn_gate_exps.weight"):
-                act = self.gated_expert(moe.project(w, blk + "ffn_gate_exps", index, x), up, state)
-            else:
-                act = self.act(up, state)
-        return moe.project(w, blk + "ffn_down_exps", index, act)
+            return self.gated_expert(gate, up, state)
+        up = moe.project(w, blk + "ffn_up_exps", index, x)
+        if w.has(blk + "ffn_gate_exps.weight"):
+            return self.gated_expert(moe.project(w, blk + "ffn_gate_exps", index, x), up, state)
+        return self.act(up, state)
 
     def gated_expert(self, gate: Tensor, up: Tensor, state: State) -> Tensor:
         """What goes into a routed expert's last projection."""

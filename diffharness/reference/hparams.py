@@ -59,9 +59,9 @@ class HyperParameters:
         """One truth value per layer; a single value in the metadata stands for all of them."""
         return self._many(name, n, default, _as_bool)
 
-    def count(self, name: str) -> int:
-        """A required integer that must be positive, and small enough to make lists of that length."""
-        value = self.integer(name)
+    def count(self, name: str, default: int | None = None) -> int:
+        """An integer that must be positive, a default too, and small enough to make lists of that length."""
+        value = self.integer(name, default)
         if not 0 < value <= _MOST:
             raise ArtifactFileError(f"metadata key `{self.key(name)}`: expected a number up to {_MOST}, found {value}")
         return value
@@ -97,6 +97,8 @@ class HyperParameters:
         """
         kind = self.string("rope.scaling.type", "linear")
         factor = self.number("rope.scaling.factor", self.number("rope.scale_linear", 0.0)) or 1.0
+        if factor < 0.0:
+            self.refuse("rope.scaling.factor", factor, "a positive number")
         # `attn_factor` multiplies the default; `yarn_attn_factor` is the model's own `attention_factor`, in its place.
         magnitude = self.number("rope.scaling.attn_factor", 1.0)
         if kind == "none" or (longrope and kind == "longrope"):

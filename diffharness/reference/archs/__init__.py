@@ -1,7 +1,8 @@
 """The architectures that the reference knows: `general.architecture` to the model's builder.
 
-Each module of this package states in `ARCHS` which architectures it is. A key of the file that changes a graph and
-that the builder never asked for makes another model than the one built, and is refused.
+Each module of this package states in `ARCHS` which architectures it is; one whose name begins with `_` holds what some
+of them share. A key of the file that changes a graph and that the builder never asked for makes another model than the
+one built, and is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Build = Callable[[Metadata], Steps]
 def _builders() -> dict[str, Build]:
     found: dict[str, Build] = {}
     for module in pkgutil.iter_modules(__path__):
-        found |= import_module(f"{__name__}.{module.name}").ARCHS
+        if not module.name.startswith("_"):
+            found |= import_module(f"{__name__}.{module.name}").ARCHS
     return dict(sorted(found.items()))
 
 

@@ -20,59 +20,40 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diffharness import taps
-from diffharness.errors import ArtifactFileError
 from diffharness.reference import ops
-from diffharness.reference.decoder import Decoder, HeadNorms, PostNorms
+from diffharness.reference.archs._gemma_e import GemmaE
 from diffharness.reference.hparams import HyperParameters
 from diffharness.reference.model import State, Tap, Weights
-from diffharness.reference.windows import windows
 
-_PERIOD = 5  # the last layer of each period sees all
 _N_OWN_KV = 20  # layers with keys and values of their own, where no key says
 _N_SPARSE, _SPARSITY = 10, 1.6448533535003662  # sparse layers and their s, where no key says: 95 % of gates are closed
 _LEAST_SQUARE = 1e-5  # of a projected stream, before its magnitude is made the first's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma3n(HeadNorms, PostNorms, Decoder):
-    """Hyperparameters; where a tuple, one value per layer."""
+class Gemma3n(GemmaE):
+    """Differs from what it shares with Gemma 4 in its streams and its sparse layers."""
 
-    sliding_rope_base: float
     n_stream: int
     active: int  # the stream that layers compute
-    n_embd_per_layer: int
-    n_shared_kv: int  # this many last layers have no keys and values of their own
     sparsity: tuple[float | None, ...]  # by layer: standard deviations above the mean at which gates open
 
-    activation: ClassVar[str] = "gelu"
+    slides_by_default: ClassVar[int] = 5
 
     @classmethod
     def read(cls, hp: HyperParameters) -> dict[str, Any]:
         fields = super().read(hp)
         n_layer = fields["n_layer"]
-        n_shared = hp.integer("attention.shared_kv_layers", max(0, n_layer - _N_OWN_KV))
-        window = windows(hp, n_layer, hp.count("attention.sliding_window"), _PERIOD)
-        kinds = [size is None for size in window]
-        if not 0 <= n_shared < n_layer or not set(kinds[n_layer - n_shared :]) <= set(kinds[: n_layer - n_shared]):
-            raise ArtifactFileError(
-                f"metadata key `{hp.key('attention.shared_kv_layers')}`: expected every kind of layer among those with "
-                f"keys of their own, found {n_shared} of {n_layer} layers without"
-            )
         n_stream = hp.integer("altup.num_inputs", 4)
         active = hp.integer("altup.active_idx", 0)
         if n_stream < 2 or not 0 <= active < n_stream:
             hp.refuse("altup.active_idx", f"{active} of {n_stream}", "one of several streams")
         return fields | {
-            "window": window,
-            "attn_scale": 1.0,
             "rope_base": hp.number("rope.freq_base", 1e6),
-            "sliding_rope_base": hp.number("rope.freq_base_swa", 1e4),
-            "softcap": hp.number("final_logit_softcapping", 30.0) or None,
             "n_stream": n_stream,
             "active": active,
             "n_embd_per_layer": hp.integer("embedding_length_per_layer_input", 256),
-            "n_shared_kv": n_shared,
+            "n_shared_kv": cls.read_shared(hp, fields["window"], max(0, n_layer - _N_OWN_KV)),
             "sparsity": cls._sparsity(hp, n_layer),
         }
 
@@ -87,34 +68,11 @@ class Gemma3n(HeadNorms, PostNorms, Decoder):
             hp.refuse("activation_sparsity_scale", scales, f"{n_layer} numbers")
         return tuple(float(value) if math.isfinite(value) else None for value in values[:n_layer])
 
-    # -- numbers ---------------------------------------------------------------------------------------
-
-    def leaves_alone(self, tensor: str) -> bool:
-        """Keys and values of layers that borrow theirs, which the engine's loader wants to be there."""
-        layer, stem = taps.split(tensor)
-        own = self.n_layer - self.n_shared_kv
-        return layer is not None and own <= layer < self.n_layer and stem.startswith(("attn_k", "attn_v"))
-
-    def rotary(self, il: int) -> ops.Rotary:
-        base, scaling = self.rope_base, self.rope_scaling
-        if self.window[il] is not None:
-            base, scaling = self.sliding_rope_base, ops.NO_SCALING
-        return ops.Rotary(self.n_rot, base, self.interleaved, scaling)
-
-    def rope_factors(self, w: Weights, il: int) -> Tensor | None:
-        return None
-
-    def has_experts(self, il: int) -> bool:
-        return False
-
-    def scale_embedding(self, x: Tensor) -> Tensor:
-        return x * math.sqrt(self.n_embd)
-
     # -- the forward -----------------------------------------------------------------------------------
 
     def embed(self, w: Weights, tokens: Tensor, state: State, tap: Tap) -> Tensor:
         x = self.scale_embedding(ops.embed(w, tokens))
-        state.per_layer_inputs = self._per_layer_inputs(w, tokens, x)
+        state.per_layer_inputs = self.per_layer_inputs(w, tokens, x)
         others = [self._as_large(ops.linear(x, matrix), x) for matrix in w.get("altup_proj.weight")]
         streams = torch.cat((x, *others), dim=-1)
         tap("token_embd", streams)
@@ -135,7 +93,8 @@ class Gemma3n(HeadNorms, PostNorms, Decoder):
         activated = self.add(joined, self.after_ffn(w, il, h, tap))
 
         streams = self._correct(w, blk, predicted, activated)
-        told = self._own_embedding(w, il, streams[..., self.active, :], state)
+        assert state.per_layer_inputs is not None
+        told = self.own_embedding(w, blk, streams[..., self.active, :], state.per_layer_inputs[:, :, il], state)
         streams = torch.cat((streams[..., :1, :], streams[..., 1:, :] + told[..., None, :]), dim=-2)
         return self.end_layer(w, il, streams.flatten(-2), tap)
 
@@ -175,53 +134,10 @@ class Gemma3n(HeadNorms, PostNorms, Decoder):
         surprise = activated - predicted[..., self.active, :]
         return predicted + shares[..., None] * surprise[..., None, :]
 
-    # -- per-layer embeddings --------------------------------------------------------------------------
+    # -- what a layer is told, and its feed-forward ----------------------------------------------------
 
-    def _per_layer_inputs(self, w: Weights, tokens: Tensor, x: Tensor) -> Tensor:
-        """What each layer is told of each token [B, T, n_layer, n_embd_per_layer]."""
-        shape = (*tokens.shape, self.n_layer, self.n_embd_per_layer)
-        context = ops.linear(x, w.get("per_layer_model_proj.weight")) / math.sqrt(self.n_embd)
-        context = self.norm(w, "per_layer_proj_norm.weight", context.reshape(shape))
-        identity = ops.embed(w, tokens, "per_layer_token_embd.weight") * math.sqrt(self.n_embd_per_layer)
-        return (context + identity.reshape(shape)) / math.sqrt(2.0)
-
-    def _own_embedding(self, w: Weights, il: int, x: Tensor, state: State) -> Tensor:
-        """What the active stream x lets through of what layer `il` was told: [B, T, E]."""
-        assert state.per_layer_inputs is not None
-        blk = f"blk.{il}."
-        gate = self.act(ops.project(w, blk + "inp_gate", x * w.get(blk + "altup_correct_scale.weight")), state)
-        h = ops.project(w, blk + "proj", gate * state.per_layer_inputs[:, :, il])
-        return self.norm(w, blk + "post_norm.weight", h)
-
-    # -- attention and feed-forward --------------------------------------------------------------------
-
-    def attention(self, w: Weights, il: int, h: Tensor, state: State, tap: Tap) -> Tensor:
-        blk = f"blk.{il}."
-        cos, sin = self.tables(w, il, h, state)
-        q = ops.split_heads(self.project(w, blk + "attn_q", h, "attn_q", tap), self.n_head[il])
-        q = self.prepare(w, il, "attn_q", q, cos, sin, tap)
-        lender = self.lender(il)
-        if lender == il:
-            k, v = (
-                ops.split_heads(self.project(w, blk + name, h, name, tap), self.n_head_kv[il])
-                for name in ("attn_k", "attn_v")
-            )
-            k, v = self.prepare(w, il, "attn_k", k, cos, sin, tap), self.norm(w, None, v)
-            tap("attn_v_norm", ops.join_heads(v))
-            if any(self.lender(jl) == il for jl in range(il + 1, self.n_layer)):
-                state.shared_kv[il] = k, v
-        else:
-            k, v = state.shared_kv[lender]
-        context = self.attend(il, q, k, v, state)
-        tap("attn_ctx", context)
-        return self.project(w, blk + "attn_output", context, "attn_out", tap)
-
-    def lender(self, il: int) -> int:
-        """The layer whose keys and values layer `il` attends to: itself, or the last of its kind that has its own."""
-        first_shared = self.n_layer - self.n_shared_kv
-        if il < first_shared:
-            return il
-        return max(jl for jl in range(first_shared) if (self.window[jl] is None) == (self.window[il] is None))
+    def own_embedding(self, w: Weights, blk: str, x: Tensor, told: Tensor, state: State) -> Tensor:
+        return super().own_embedding(w, blk, x * w.get(blk + "altup_correct_scale.weight"), told, state)
 
     def mlp(self, w: Weights, il: int, h: Tensor, state: State, tap: Tap) -> Tensor:
         blk = f"blk.{il}."

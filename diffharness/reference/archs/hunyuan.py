@@ -35,7 +35,7 @@ class Hunyuan(HeadNorms, Decoder):
     def prepare(self, w: Weights, il: int, name: str, heads: Tensor, cos: Tensor, sin: Tensor, tap: Tap) -> Tensor:
         heads = self.turn(il, name, heads, cos, sin)
         tap(name + "_rope", ops.join_heads(heads))
-        return self.norm_heads(w, il, name, heads, tap)
+        return self.norm_heads(w, il, name, heads, lambda _, value: tap(name + "_rope_norm", value))
 
     def has_experts(self, il: int) -> bool:
         return False

@@ -92,7 +92,7 @@ class Llama4(Decoder):
         tap(name + "_rope", ops.join_heads(heads))
         if self.head_norms:
             heads = self.norm(w, None, heads)
-            tap(name + "_norm", ops.join_heads(heads))
+            tap(name + "_rope_norm", ops.join_heads(heads))
         return heads
 
     def attend(self, il: int, q: Tensor, k: Tensor, v: Tensor, state: State, sinks: Tensor | None = None) -> Tensor:

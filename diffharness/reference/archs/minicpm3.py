@@ -57,7 +57,7 @@ class MiniCpm3(LongRope, Scaled):
         latent = both[..., : self.kv_lora_rank]
         latent = self.latent_norm(w, blk + "attn_kv_a_norm.weight", latent, "attn_kv_a_norm", tap)
         heads = ops.split_heads(ops.project(w, blk + "attn_kv_b", latent), n_head)
-        v = heads[..., n_still:]
+        v = heads[..., n_still:].contiguous()  # a tap is the memory that the forward goes on with
         tap("attn_v", ops.join_heads(v))
 
         cos, sin = self.tables(w, il, h, state)

@@ -108,10 +108,12 @@ class Qwen3Next(HeadNorms, Hybrid):
             log_decay,
             beta,
         )
-        tap("ssm_scan", ops.join_heads(read))
-        read = self.norm(w, blk + "ssm_norm.weight", read) * F.silu(ops.split_heads(gate, self.n_value_head))
-        tap("ssm_norm", ops.join_heads(read))
-        return self.project(w, blk + "ssm_out", ops.join_heads(read), "ssm_out", tap)
+        read = ops.join_heads(read)
+        tap("ssm_scan", read)
+        normed = self.norm(w, blk + "ssm_norm.weight", ops.split_heads(read, self.n_value_head))
+        normed = ops.join_heads(normed * F.silu(ops.split_heads(gate, self.n_value_head)))
+        tap("ssm_norm", normed)
+        return self.project(w, blk + "ssm_out", normed, "ssm_out", tap)
 
     def qkv_gate(self, w: Weights, blk: str, h: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values side by side, and what gates the output, both by head: [B, T, ...]."""

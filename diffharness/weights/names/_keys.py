@@ -82,6 +82,10 @@ def decoder_config(metadata: Metadata, arch: str) -> dict[str, Any]:
     return out
 
 
+# Keys that some files repeat for every layer although the same holds for all.
+_MAY_REPEAT = frozenset({"attention.head_count", "attention.head_count_kv", "feed_forward_length"})
+
+
 @dataclass(frozen=True)
 class Keys:
     """Look-ups in GGUF metadata for writing rules: a missing key is an ArtifactFileError that names it."""
@@ -101,6 +105,8 @@ class Keys:
     def integer(self, name: str, default: int | None = None) -> int:
         """A whole number of reasonable size: rules list tensors by the thousand, not by the billion."""
         value = self[name] if default is None else self.get(name, default)
+        if name in _MAY_REPEAT and isinstance(value, (list, tuple)) and len({*self.by_layer(name)}) == 1:
+            return self.by_layer(name)[0]
         return self._whole(name, value)
 
     def by_layer(self, name: str, default: int | None = None) -> list[int]:

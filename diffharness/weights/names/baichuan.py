@@ -6,7 +6,6 @@ for that, so the head is stored so. The engine's converter does not do it: its f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._blocks import gated_matrices
 from diffharness.weights.names._config import expect_activation
+from diffharness.weights.names._fused_qkv import fused_qkv_parts
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -23,7 +23,7 @@ from diffharness.weights.names._keys import (
     matrix,
     vector,
 )
-from diffharness.weights.names._map import PLAIN, ArchMap, Config, Mapped, Piece, Sizes, TensorRule
+from diffharness.weights.names._map import PLAIN, ArchMap, Config, Mapped, Sizes, TensorRule
 from diffharness.weights.source import Float32Array, Metadata
 
 _ARCH = "baichuan"
@@ -58,7 +58,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
         out += [
             vector(blk, "attn_norm", hf + "input_layernorm", n_embd),
-            *_qkv(keys, blk, hf + "self_attn.W_pack.weight"),
+            *fused_qkv_parts(keys, blk, hf + "self_attn.W_pack"),
             *matrix(blk, "attn_output", hf + "self_attn.o_proj", n_embd, n_embd),
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", n_embd),
             *gated_matrices(blk, hf + "mlp.", keys.integer("feed_forward_length"), keys.n_embd),
@@ -75,26 +75,6 @@ def _at_length_one(rows: Float32Array) -> Float32Array:
 
 
 NORMALISED = Mapped(_at_length_one, lambda rows: rows, rowwise=True)
-
-
-def _qkv(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
-    """Thirds of one matrix, of which queries and keys are permuted to interleaved rotary pairs.
-
-    Biases, which no checkpoint has, a file may have.
-    """
-    n_embd, n_head, size = keys.n_embd, keys.n_head, keys.head_dim
-    thirds = (3, n_head, 2, size // 2, n_embd)
-
-    def turned(third: int) -> Callable[[Float32Array], Float32Array]:
-        return lambda whole: whole.reshape(thirds)[third].swapaxes(1, 2)
-
-    views = {"attn_q": turned(0), "attn_k": turned(1), "attn_v": lambda whole: whole.reshape(thirds)[2]}
-    out = []
-    for name, view in views.items():
-        piece = Piece((3 * n_embd, n_embd), view)
-        out.append(TensorRule(f"{blk}{name}.weight", (n_head * size, n_embd), (hf,), piece))
-        out.append(TensorRule(f"{blk}{name}.bias", (n_head * size,), required=False))
-    return out
 
 
 def example(sizes: Sizes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._config import expect_activation, need
+from diffharness.weights.names._fused_qkv import fused_qkv_parts
 from diffharness.weights.names._keys import (
     TIED_HEAD,
     Keys,
@@ -24,7 +25,7 @@ from diffharness.weights.names._keys import (
     matrix,
     vector,
 )
-from diffharness.weights.names._map import ArchMap, Config, Mapped, Piece, Sizes, TensorRule
+from diffharness.weights.names._map import ArchMap, Config, Mapped, Sizes, TensorRule
 from diffharness.weights.names._shared_experts import experts_config, experts_metadata, feed_forward_rules
 from diffharness.weights.source import Float32Array, Metadata
 
@@ -82,7 +83,7 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
         out += [
             vector(blk, "attn_norm", hf + "input_layernorm", keys.n_embd),
-            *_parts(keys, blk, hf + "attention.query_key_value"),
+            *fused_qkv_parts(keys, blk, hf + "attention.query_key_value"),
             *matrix(blk, "attn_output", hf + "attention.dense", keys.n_embd, keys.n_head * keys.head_dim),
             vector(blk, "ffn_norm", hf + "post_attention_layernorm", keys.n_embd),
             *feed_forward_rules(_all_sparse(metadata), il, hf + "mlp."),
@@ -93,33 +94,6 @@ def rules(metadata: Metadata) -> list[TensorRule]:
 def _all_sparse(metadata: Metadata) -> Keys:
     """The keys without the number of leading dense layers: there are none, whatever it says."""
     return Keys({**metadata, f"{_ARCH}.leading_dense_block_count": 0})
-
-
-def _parts(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
-    """Q, K and V of one matrix, Q and K as interleaved rotary pairs."""
-    size, n_head, n_kv = keys.head_dim, keys.n_head, keys.n_head_kv
-    n_rows = (n_head + 2 * n_kv) * size
-    out = []
-    for name, first, heads, turned in (
-        ("attn_q", 0, n_head, True),
-        ("attn_k", n_head, n_kv, True),
-        ("attn_v", n_head + n_kv, n_kv, False),
-    ):
-        for kind, inner in (("weight", (keys.n_embd,)), ("bias", ())):
-            piece = _heads((n_rows, *inner), size, first, heads, turned)
-            rule = TensorRule(f"{blk}{name}.{kind}", (heads * size, *inner), (f"{hf}.{kind}",), piece)
-            out.append(replace(rule, required=kind == "weight"))
-    return out
-
-
-def _heads(whole: tuple[int, ...], size: int, first: int, heads: int, turned: bool) -> Piece:
-    """`heads` heads of `size` rows from head `first` on, half-split pairs to neighbours where they are `turned`."""
-
-    def view(w: Float32Array) -> Float32Array:
-        rows = w[first * size : (first + heads) * size]
-        return rows.reshape(heads, 2, size // 2, *whole[1:]).swapaxes(1, 2) if turned else rows
-
-    return Piece(whole, view)
 
 
 def _by_column_length(head: Float32Array) -> Float32Array:

@@ -25,10 +25,10 @@ from diffharness.weights.names._keys import (
 )
 from diffharness.weights.names._mamba import expect_unlimited
 from diffharness.weights.names._mamba import head_rules as mixer_rules
-from diffharness.weights.names._map import PLAIN, ArchMap, Config, Piece, Sizes, TensorRule
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
 from diffharness.weights.names._reorder import PartPairs
-from diffharness.weights.names.granite import scales
-from diffharness.weights.source import Float32Array, Metadata
+from diffharness.weights.names.granite import HYBRID, attends, expert_rules, scales, shared_mlp_rules, turns
+from diffharness.weights.source import Metadata
 
 _ARCH = "granitehybrid"
 _BAMBA = "diffharness.bamba"  # bool: tensors have Bamba's names
@@ -42,21 +42,21 @@ def metadata(config: Config) -> dict[str, Any]:
     expect_activation(config, "silu")
     expect_unlimited(config)
     bamba = config.get("model_type") == "bamba"
-    attends = _attends(config, bamba)
-    if all(attends):
+    by_layer = attends(config)
+    if all(by_layer):
         raise CheckpointError("config.json: expected recurrent layers: without them GGUF calls the model another")
     if config.get("mamba_proj_bias") or not config.get("mamba_conv_bias", True):
         raise CheckpointError("config.json: expected a bias in the mixers' convolution and none in their projections")
     out = decoder_metadata(config, _ARCH)
     keys = Keys(out)
     size, inner = keys.head_dim, (config.get("mamba_expand") or 2) * keys.n_embd
-    turns = bamba or config.get("position_embedding_type") == "rope"
+    rope = bamba or turns(config)
     share = _rotary_share(config) if bamba else 1.0
     kv = keys.n_head_kv
     out |= {
-        f"{_ARCH}.attention.head_count_kv": [kv if attention else 0 for attention in attends],
+        f"{_ARCH}.attention.head_count_kv": [kv if attention else 0 for attention in by_layer],
         f"{_ARCH}.rope.dimension_count": int(size * share),
-        f"{_ARCH}.rope.scaling.finetuned": turns,
+        f"{_ARCH}.rope.scaling.finetuned": rope,
         f"{_ARCH}.ssm.conv_kernel": config.get("mamba_d_conv") or 4,
         f"{_ARCH}.ssm.state_size": config.get("mamba_d_state") or 256,
         f"{_ARCH}.ssm.group_count": config.get("mamba_n_groups") or 1,
@@ -65,7 +65,7 @@ def metadata(config: Config) -> dict[str, Any]:
         _BAMBA: bamba,
         **bias_metadata(config),
     }
-    if not turns:
+    if not rope:
         out[f"{_ARCH}.context_length"] = _CONTEXT
     if bamba:
         return out
@@ -83,21 +83,6 @@ def _granite_metadata(config: Config, n_ff: int) -> dict[str, Any]:
     elif n_shared != n_ff:
         raise CheckpointError(f"config.json: `shared_intermediate_size`: GGUF has {n_ff} for it, found {n_shared}")
     return out
-
-
-def _attends(config: Config, bamba: bool) -> list[bool]:
-    """By layer, whether it attends."""
-    n_layer = need_int(config, "num_hidden_layers")
-    kinds = config.get("layer_types") or config.get("layers_block_type")
-    if kinds is not None:
-        known = {"attention": True, "full_attention": True, "mamba": False, "linear_attention": False}
-        found = [known.get(kind) for kind in kinds]
-        if len(found) == n_layer and None not in found:
-            return [bool(attention) for attention in found]
-        raise CheckpointError(f"config.json: `layer_types`: expected {n_layer} of {', '.join(known)}, found {kinds}")
-    if bamba and config.get("attn_layer_indices"):
-        return [il in config["attn_layer_indices"] for il in range(n_layer)]
-    return [False] * n_layer
 
 
 def _rotary_share(config: Config) -> float:
@@ -154,61 +139,14 @@ def _attention(metadata: Metadata, il: int, blk: str, hf: str) -> list[TensorRul
 
 def _granite_feed_forward(metadata: Metadata, blk: str, hf: str) -> list[TensorRule]:
     keys = Keys(metadata)
-    n_embd, n_ff, n_expert = keys.n_embd, keys.integer("feed_forward_length"), keys.n_expert
-    shared, moe = hf + "shared_mlp.", hf + "block_sparse_moe."
-    if not n_expert:
-        bias = [
-            TensorRule(f"{blk}ffn_{part}.bias", (n,), required=False)
-            for part, n in (("gate", n_ff), ("up", n_ff), ("down", n_embd))
-        ]
-        return _halves(blk, "ffn_{}.weight", shared, n_ff, n_embd) + bias
-    out = [
-        TensorRule(
-            blk + "ffn_gate_inp.weight",
-            (n_expert, n_embd),
-            (moe + "router.layer.weight",),
-            aliases=(((moe + "router.weight",), PLAIN),),
-        ),
-        *_expert_stacks(blk, moe, n_expert, n_ff, n_embd),
-    ]
-    n_shared = keys.integer("expert_shared_feed_forward_length", 0)
-    return out + (_halves(blk, "ffn_{}_shexp.weight", shared, n_shared, n_embd) if n_shared else [])
-
-
-def _halves(blk: str, name: str, hf: str, n_ff: int, n_embd: int) -> list[TensorRule]:
-    """Gate and up of one matrix, and down."""
-    whole, joint = (2 * n_ff, n_embd), (hf + "input_linear.weight",)
+    if keys.n_expert:
+        return expert_rules(keys, blk, hf)
+    n_embd, n_ff = keys.n_embd, keys.integer("feed_forward_length")
+    biases = (("gate", n_ff), ("up", n_ff), ("down", n_embd))
     return [
-        TensorRule(blk + name.format("gate"), (n_ff, n_embd), joint, Piece(whole, lambda w: w[:n_ff])),
-        TensorRule(blk + name.format("up"), (n_ff, n_embd), joint, Piece(whole, lambda w: w[n_ff:])),
-        TensorRule(blk + name.format("down"), (n_embd, n_ff), (hf + "output_linear.weight",)),
+        *shared_mlp_rules(blk, "", hf + "shared_mlp.", n_ff, n_embd),
+        *(TensorRule(f"{blk}ffn_{part}.bias", (n,), required=False) for part, n in biases),
     ]
-
-
-def _expert_stacks(blk: str, moe: str, n_expert: int, n_ff: int, n_embd: int) -> list[TensorRule]:
-    whole = (n_expert, 2 * n_ff, n_embd)
-
-    def gate(w: Float32Array) -> Float32Array:
-        return w[:, :n_ff]
-
-    def up(w: Float32Array) -> Float32Array:
-        return w[:, n_ff:]
-
-    found = []
-    for part, view in (("gate", gate), ("up", up)):
-        layout, fused = Piece(whole, view), (moe + "experts.gate_up_proj",)
-        found.append(
-            TensorRule(
-                f"{blk}ffn_{part}_exps.weight",
-                (n_expert, n_ff, n_embd),
-                (moe + "input_linear.weight",),
-                layout,
-                aliases=((fused, layout),),
-            )
-        )
-    down = (((moe + "experts.down_proj",), PLAIN),)
-    shape = (n_expert, n_embd, n_ff)
-    return [*found, TensorRule(f"{blk}ffn_down_exps.weight", shape, (moe + "output_linear.weight",), aliases=down)]
 
 
 # -- synthetic models -------------------------------------------------------------------------------------
@@ -218,7 +156,7 @@ def example(sizes: Sizes) -> dict[str, Any]:
     kinds = ["full_attention" if il % 4 == 2 else "linear_attention" for il in range(sizes.n_layer)]
     return decoder_example(
         sizes,
-        "granitemoehybrid",
+        HYBRID,
         "GraniteMoeHybridForCausalLM",
         head_dim=None,
         intermediate_size=sizes.n_ff_expert,
@@ -242,9 +180,10 @@ def example(sizes: Sizes) -> dict[str, Any]:
 
 MAP = ArchMap(
     arch=_ARCH,
-    model_types=("granitemoehybrid", "bamba"),
+    model_types=(HYBRID, "bamba"),
     architectures=("GraniteMoeHybridForCausalLM", "BambaForCausalLM"),
     metadata=metadata,
     rules=rules,
     example=example,
+    covers=lambda config: not all(attends(config)),
 )

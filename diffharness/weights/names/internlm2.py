@@ -7,12 +7,12 @@ this tool keeps, and GGUF has no words for it: it is taken for no scaling.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from diffharness.errors import CheckpointError
 from diffharness.weights.names._blocks import gated_matrices
 from diffharness.weights.names._config import expect_activation, rope_parameters
+from diffharness.weights.names._fused_qkv import fused_qkv_parts
 from diffharness.weights.names._keys import (
     Keys,
     decoder_config,
@@ -21,8 +21,8 @@ from diffharness.weights.names._keys import (
     matrix,
     vector,
 )
-from diffharness.weights.names._map import ArchMap, Config, Piece, Sizes, TensorRule
-from diffharness.weights.source import Float32Array, Metadata
+from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
+from diffharness.weights.source import Metadata
 
 _ARCH = "internlm2"
 _FEED_FORWARD = ("w1", "w3", "w2")
@@ -54,39 +54,10 @@ def rules(metadata: Metadata) -> list[TensorRule]:
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
         out += [
             vector(blk, "attn_norm", hf + "attention_norm", n_embd),
-            *_qkv(keys, blk, hf + "attention.wqkv.weight"),
+            *fused_qkv_parts(keys, blk, hf + "attention.wqkv", grouped=True),
             *matrix(blk, "attn_output", hf + "attention.wo", n_embd, keys.n_head * keys.head_dim),
             vector(blk, "ffn_norm", hf + "ffn_norm", n_embd),
             *gated_matrices(blk, hf + "feed_forward.", keys.integer("feed_forward_length"), n_embd, _FEED_FORWARD),
-        ]
-    return out
-
-
-def _qkv(keys: Keys, blk: str, hf: str) -> list[TensorRule]:
-    """Queries, keys and values as parts of the grouped matrix; biases, which no checkpoint has, a file may have."""
-    n_kv, size, n_embd = keys.n_head_kv, keys.head_dim, keys.n_embd
-    share = keys.n_head // max(1, n_kv)  # query heads of a group
-    grouped = (n_kv, share + 2, size, n_embd)
-
-    def turned(heads: slice) -> Callable[[Float32Array], Float32Array]:
-        """Rows of these heads of each group with the halves of each head interleaved."""
-        return lambda whole: whole[:, heads].reshape(n_kv, -1, 2, size // 2, n_embd).swapaxes(2, 3)
-
-    views = {
-        "attn_q": (keys.n_head, turned(slice(0, share))),
-        "attn_k": (n_kv, turned(slice(share, share + 1))),
-        "attn_v": (n_kv, lambda whole: whole[:, -1]),
-    }
-    hf_shape = (n_kv * (share + 2) * size, n_embd)
-    out = []
-    for name, (n_head, view) in views.items():
-
-        def part(whole: Float32Array, view: Callable[[Float32Array], Float32Array] = view) -> Float32Array:
-            return view(whole.reshape(grouped))
-
-        out += [
-            TensorRule(f"{blk}{name}.weight", (n_head * size, n_embd), (hf,), Piece(hf_shape, part)),
-            TensorRule(f"{blk}{name}.bias", (n_head * size,), required=False),
         ]
     return out
 

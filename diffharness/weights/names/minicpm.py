@@ -8,10 +8,12 @@ are not those of the published model, which the engine has built in.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from diffharness.weights.names._blocks import attention_rules, mlp_rules
 from diffharness.weights.names._config import expect_activation, need_float, need_int, without_rope
+from diffharness.weights.names._draw import normal
 from diffharness.weights.names._keys import Keys, decoder_example, decoder_metadata, embedding_rules, matrix, vector
 from diffharness.weights.names._longrope import LONG, longrope_example, longrope_metadata, longrope_rules
 from diffharness.weights.names._map import ArchMap, Config, Sizes, TensorRule
@@ -108,7 +110,10 @@ def minicpm3_rules(metadata: Metadata) -> list[TensorRule]:
     n_rot = keys.integer("rope.dimension_count", size)
     size_v = keys.integer("attention.value_length", n_embd // max(1, n_head))
     rank_q, rank = keys.integer("attention.q_lora_rank"), keys.integer("attention.kv_lora_rank")
-    out = [*embedding_rules(metadata), *longrope_rules(metadata, n_rot)]
+    embedding, *rest = embedding_rules(metadata)
+    # The built-in scales are a wide model's: of a narrow one's usual embedding they would make logits of certainty.
+    drawn = normal(1.3 * math.sqrt(n_embd) / _BUILT_IN["dim_model_base"])
+    out = [replace(embedding, draw=drawn), *rest, *longrope_rules(metadata, n_rot)]
     for il in range(keys.n_layer):
         blk, hf = f"blk.{il}.", f"model.layers.{il}."
         attn = hf + "self_attn."
