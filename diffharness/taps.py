@@ -6,7 +6,9 @@ array [n_tokens, width]; heads are joined in order, experts too. Standard librar
 
 from __future__ import annotations
 
-# Order is the order of computation; `first divergence` relies on it.
+# An order in which every architecture could be computed: within a layer no tap depends on a later one, so that the
+# first that differs does so by what comes between it and the taps before. `first divergence` relies on it. Both sides
+# compute in orders of their own: of taps that do not depend on each other, either may come first.
 BEFORE_LAYERS = ("token_embd",)
 LAYER_TAPS = (
     "attn_norm",
@@ -19,9 +21,11 @@ LAYER_TAPS = (
     "attn_q",
     "attn_q_norm",
     "attn_q_rope",
+    "attn_q_rope_norm",  # in models that normalise what is turned
     "attn_k",
     "attn_k_norm",
     "attn_k_rope",
+    "attn_k_rope_norm",
     "attn_v",
     "attn_v_norm",
     "attn_q_conv",  # after a short convolution of queries alone, before its activation
@@ -72,7 +76,7 @@ def split(name: str) -> tuple[int | None, str]:
 
 
 def graph_order(name: str) -> tuple[int, int, int]:
-    """Sort key that puts taps in the order in which a forward computes them."""
+    """Sort key that puts taps in an order in which none depends on a later one."""
     layer, tap = split(name)
     if layer is not None:
         return 1, layer, _RANK.get(tap, len(_RANK))

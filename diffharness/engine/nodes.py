@@ -127,8 +127,8 @@ _GRANITE: Mapping[Key, Taps] = {
 
 _LLAMA4: Mapping[Key, Taps] = {
     **_COMMON,
-    ("RMS_NORM", "Qcur_normed"): ("attn_q_norm",),
-    ("RMS_NORM", "Kcur_normed"): ("attn_k_norm",),
+    ("RMS_NORM", "Qcur_normed"): ("attn_q_rope_norm",),
+    ("RMS_NORM", "Kcur_normed"): ("attn_k_rope_norm",),
     (ANY, "ffn_moe_shexp"): ("ffn_shexp",),
     ("ADD", "ffn_moe_out_merged"): ("ffn_out",),
 }
@@ -167,6 +167,13 @@ _GEMMA3N: Mapping[Key, Taps] = {
 # Where `post_attention_norm` is the feed-forward's own norm and reads the residual stream.
 _POST_IS_FFN_NORM: Mapping[Key, Taps] = {**BY_WEIGHT, **_norm("ffn_norm", "post_attention_norm")}
 
+# Heads are normalised after they were turned.
+_NORM_BEHIND_ROPE: Mapping[Key, Taps] = {
+    **BY_WEIGHT,
+    **_norm("attn_q_rope_norm", "attn_q_norm"),
+    **_norm("attn_k_rope_norm", "attn_k_norm"),
+}
+
 _KIMI_LINEAR_WEIGHTS: Mapping[Key, Taps] = {
     **BY_WEIGHT,
     ("SSM_CONV", "ssm_conv1d_q.weight (reshaped)"): ("attn_q_conv",),
@@ -194,6 +201,8 @@ BY_WEIGHT_OF: Mapping[str, Mapping[Key, Taps]] = {
     "dbrx": {**BY_WEIGHT, **_norm("ffn_norm", "attn_output_norm")},
     "glm4moe": _POST_IS_FFN_NORM,
     "gpt-oss": _POST_IS_FFN_NORM,
+    "hunyuan-dense": _NORM_BEHIND_ROPE,
+    "hunyuan-moe": _NORM_BEHIND_ROPE,
     "seed_oss": _POST_IS_FFN_NORM,
     "qwen3next": _POST_IS_FFN_NORM,
     "qwen35": _POST_IS_FFN_NORM,

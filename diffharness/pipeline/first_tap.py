@@ -79,6 +79,8 @@ def locate(
         limit = logits if control is None else bound(floor, control, rows, floors)
         allowed = np.maximum(limit.tokens, passed_on(error, flipped[rows], chunks[rows]))
         above = ~(error <= allowed) & ~flipped[rows]
+        if above.sum() <= limit.isolated:  # as of logits: an honest outlier must not hide the near ties beside it
+            above &= ~(error <= limit.outlier)
         if above.any():
             return Place(tap, int(rows[np.flatnonzero(above)[0]]), flipped)
         layer, name = split(tap)

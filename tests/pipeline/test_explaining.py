@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffharness.cli._request import embedded
+from diffharness.cli._models import embedded
 from diffharness.fixture import from_ids
 from diffharness.pipeline import engine_runs, explaining
 from diffharness.pipeline.engine_runs import EngineRuns

@@ -89,6 +89,32 @@ def test_a_near_tie_explains_what_follows_at_its_token(tmp_path: Path, monkeypat
     assert (found.tap, found.token) == ("blk.1.layer_out", 30)
 
 
+@pytest.mark.parametrize(
+    ("far_off", "tap"),
+    [({20: 0.4}, None), ({20: 0.4, 21: 0.4}, "blk.0.moe_logits"), ({20: 4.0}, "blk.0.moe_logits")],
+)
+def test_an_isolated_outlier_hides_no_near_tie(
+    far_off: dict[int, float], tap: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token may be as far off as rounding moves the control's worst; two, or one further off, are a fault."""
+    monkeypatch.setitem(TRUE, "blk.0.moe_logits", TRUE["blk.0.moe_logits"].copy())
+    TRUE["blk.0.moe_logits"][9] = 10, 9, 8, 7.99, 0, 0
+    change, worst = np.zeros_like(TRUE["blk.0.moe_logits"]), np.zeros_like(TRUE["blk.0.moe_logits"])
+    change[9, 2:4] = -0.01, 0.01
+    for token, size in far_off.items():
+        change[token, 3:] = size
+    worst[30, 3:] = 0.3
+    base, cell = capture(tmp_path / "base", 1e-3), capture(tmp_path / "cell", 1e-3, {"blk.0.moe_logits": change})
+    control = capture(tmp_path / "rounded", 1e-3, {"blk.0.moe_logits": worst})
+    floors = FLOORS | {"settings.isolated_share": 0.01}
+    found = locate(base, cell, None, [control], LOGITS, np.arange(N), "rounding", floors, choice=highest(3))
+    assert (found.tap, bool(found.flipped[9])) == (tap, tap is None)
+    assert (
+        locate(base, cell, None, [control], LOGITS, np.arange(N), "rounding", FLOORS, choice=highest(3)).tap
+        == "blk.0.moe_logits"
+    )
+
+
 def test_routers_that_are_far_off_are_no_near_ties(tmp_path: Path) -> None:
     wrong = np.zeros_like(TRUE["blk.0.moe_logits"])
     wrong[12, 3] = 30.0

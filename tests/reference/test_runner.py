@@ -103,10 +103,25 @@ def test_only_routed_experts_are_read() -> None:
 # -- taps ----------------------------------------------------------------------------------------------
 
 
-def test_taps_come_in_graph_order_and_with_their_widths() -> None:
+BEHIND = ("attn_ctx", "attn_out", "ffn_in", "ffn_norm")  # what attention makes, one after another
+DENSE, SPARSE = ("ffn_up", "ffn_act", "ffn_out"), ("moe_logits", "moe_experts", "ffn_out")
+BRANCHES = (("attn_q", "attn_q_norm", "attn_q_rope"), ("attn_k", "attn_k_norm", "attn_k_rope"), ("attn_v",))
+
+
+def chains(order: list[str], feed_forward: tuple[str, ...]) -> None:
+    """Each tap comes once, and behind those that it depends on; what does not depend on each other may come anyhow."""
+    assert len(set(order)) == len(order)
+    for branch in BRANCHES:
+        within = ("attn_norm", *branch, *BEHIND, *feed_forward, "layer_out")
+        found = [name for name in order if taps.split(name)[1] in ("token_embd", *within, "output_norm", "logits")]
+        assert found == sorted(found, key=taps.graph_order)
+        assert {branch[-1], *BEHIND, *feed_forward} <= {taps.split(name)[1] for name in found}
+
+
+def test_taps_come_in_order_of_computation_and_with_their_widths() -> None:
     heard = Heard(6)
     logits = Reference(RandomSource(LLAMA)).run([ids(6)], on_tap=heard)
-    assert len(set(heard.order)) == len(heard.order)
+    chains(heard.order, DENSE)
     widths = {taps.split(name)[1]: value.shape[-1] for name, value in heard.own.items()}
     assert widths == {
         "token_embd": 24, "attn_norm": 24, "attn_q": 32, "attn_q_rope": 32, "attn_k": 16, "attn_k_rope": 16,
@@ -120,7 +135,7 @@ def test_taps_come_in_graph_order_and_with_their_widths() -> None:
 def test_taps_of_experts_and_head_norms() -> None:
     heard = Heard(6)
     Reference(RandomSource(QWEN3MOE)).run([ids(6)], on_tap=heard)
-    assert len(set(heard.order)) == len(heard.order)
+    chains(heard.order, SPARSE)
     assert {"attn_q_norm", "attn_k_norm", "moe_logits", "moe_experts", "ffn_out"} <= {
         taps.split(name)[1] for name in heard.order
     }

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from diffharness.reference.hypotheses import (
     attention,
+    branches,
     cache,
     experts,
     feed_forward,
@@ -23,10 +24,10 @@ from diffharness.reference.hypotheses import (
     tensors,
     tokens,
 )
-from diffharness.reference.hypotheses._altering import altered, only_at
+from diffharness.reference.hypotheses._altering import Seen, altered, only_at
 from diffharness.reference.hypotheses._scene import Hypothesis, Place, Propose, Scene
 
-__all__ = ["THEMES", "Hypothesis", "Place", "Scene", "altered", "only_at", "proposals"]
+__all__ = ["THEMES", "Hypothesis", "Place", "Scene", "Seen", "altered", "only_at", "proposals"]
 
 THEMES: dict[str, Propose] = {
     "rope": rope.propose,
@@ -35,6 +36,7 @@ THEMES: dict[str, Propose] = {
     "masks": masks.propose,
     "norms": norms.propose,
     "feed-forward": feed_forward.propose,
+    "branches": branches.propose,
     "scaling": scaling.propose,
     "stated": stated.propose,
     "experts": experts.propose,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffharness.reference import moe
 from diffharness.reference.hypotheses import _fit
 from diffharness.reference.hypotheses._altering import Alteration, altered, seeing
 from diffharness.reference.hypotheses._scene import Hypothesis, Scene
@@ -86,13 +89,17 @@ def _stated(scene: Scene) -> Iterator[Hypothesis]:
     for field, (value, says) in stated.items():
         if getattr(scene.model, field, value) != value:
             yield Hypothesis(f"experts.{field}", says, ROUTED, _with(**{field: value}))
+    if getattr(scene.model, "n_group", 1) > 1:
+        for n_best, what in ((2, "the sum of their two best experts"), (1, "their best expert")):
+            says = f"groups of experts were chosen by {what}"
+            yield Hypothesis("experts.groups", says, ROUTED, partial(altered, route=_by_groups(n_best)))
     own = getattr(scene.model, "gating", None)
     for gating in SCORES if own else ():
         if gating != own:
             says = f"the router's gate were a {gating.replace('_', ' ')}, and no {str(own).replace('_', ' ')}"
             if gating == "softmax_of_chosen":
                 says = WEIGHINGS["softmax-after"][0]
-            yield Hypothesis("experts.gating", says, ROUTED, _with(gating=gating))
+            yield Hypothesis("experts.gating", says, ROUTED, partial(_gated, gating=gating))
     ours, engine = scene.ours.get("moe_experts"), scene.engine.get("moe_experts")
     if scene.tap == "moe_experts" and ours is not None and engine is not None:
         scale = _fit.nice(_fit.ratio(engine, ours) * getattr(scene.model, "experts_scale", 1.0))
@@ -122,6 +129,36 @@ def _shared(scene: Scene) -> Iterator[Hypothesis]:
 def _with(**fields: object) -> Alteration:
     """The model with other hyperparameters."""
     return lambda model: replace(model, **fields)  # type: ignore[type-var]
+
+
+def _gated(model: Steps, gating: moe.Gating) -> Steps:
+    """Another gate, and groups chosen in the engine's one way: a model's own may depend on its gate."""
+    other = _with(gating=gating)(model)
+    return altered(other, route=_by_groups(2)) if getattr(model, "n_group", 1) > 1 else other
+
+
+def _by_groups(n_best: int) -> Any:
+    """The model's way with experts, its groups taken by the sum of the `n_best` highest scores in each."""
+
+    def route(me: Steps, plain: Any, logits: Tensor, *bias: Any) -> tuple[Tensor, Tensor]:
+        model: Any = me
+        added = torch.zeros_like(logits) if not bias or bias[0] is None else bias[0].expand_as(logits)
+        scores = SCORES[model.gating](logits) + added
+        groups = scores.reshape(*scores.shape[:-1], model.n_group, -1)
+        together = groups.topk(min(n_best, groups.shape[-1]), dim=-1).values.sum(dim=-1)
+        taken = torch.zeros_like(together, dtype=torch.bool)
+        taken = taken.scatter(-1, together.topk(model.n_group_used, dim=-1).indices, True)
+        left = ~taken[..., None].expand_as(groups).flatten(-2)
+        return moe.route(
+            logits,
+            model.n_expert_used,
+            normalise=model.normalise_experts,
+            gating=model.gating,
+            bias=added.masked_fill(left, -math.inf),
+            scale=model.experts_scale,
+        )
+
+    return route
 
 
 def _biased(me: Steps, plain: Any, logits: Tensor, *bias: Any) -> tuple[Tensor, Tensor]:

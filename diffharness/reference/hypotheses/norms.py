@@ -27,6 +27,8 @@ WEIGHTS_OF: dict[str, tuple[str, ...]] = {
     "attn_kv_a_norm": ("attn_kv_a_norm.weight",),
     "attn_q_norm": ("attn_q_norm.weight",),
     "attn_k_norm": ("attn_k_norm.weight",),
+    "attn_q_rope_norm": ("attn_q_norm.weight",),
+    "attn_k_rope_norm": ("attn_k_norm.weight",),
     "attn_sub_norm": ("attn_sub_norm.weight",),
     "ssm_norm": ("ssm_norm.weight",),
     "attn_post_norm": ("post_attention_norm.weight",),
@@ -38,6 +40,8 @@ WEIGHTS_OF: dict[str, tuple[str, ...]] = {
 INPUT_OF = {
     "attn_q_norm": "attn_q",
     "attn_k_norm": "attn_k",
+    "attn_q_rope_norm": "attn_q_rope",
+    "attn_k_rope_norm": "attn_k_rope",
     "attn_post_norm": "attn_out",
     "ffn_norm": "ffn_in",
     "ffn_post_norm": "ffn_out",
@@ -45,6 +49,9 @@ INPUT_OF = {
 # Behind these taps a norm works that has no tap of its own.
 _UNSEEN = {"moe_logits", "moe_experts", "ffn_out", "attn_v_norm", "ssm_dt", "ssm_scan"}
 NORMED = frozenset(WEIGHTS_OF) | _UNSEEN
+# Heads as normalised, before they are turned and after.
+HEADS_NORMED = frozenset({"attn_q_norm", "attn_k_norm"})
+HEADS_NORMED_LAST = frozenset({"attn_q_rope_norm", "attn_k_rope_norm"})
 
 Norm = Callable[[Tensor, "Tensor | None", float], Tensor]  # x, weight, epsilon
 Change = Callable[[Tensor], Tensor]
@@ -68,7 +75,7 @@ def propose(scene: Scene) -> Iterator[Hypothesis]:
         yield from _of(scene, what, where)
     if stem is not None and scene.in_layer:
         yield from _exchanged(scene, stem)
-    taps = frozenset({"attn_q_norm", "attn_k_norm"})
+    taps = HEADS_NORMED | HEADS_NORMED_LAST
     if scene.in_layer and scene.has("attn_q_norm.weight") and scene.may_begin_at(taps):
         says = "queries and keys were not normalised"
         yield Hypothesis("norm.heads-skipped", says, taps, lambda model: altered(model, norm_heads=_not_normed))
@@ -254,7 +261,7 @@ def _eps(scene: Scene) -> float | None:
         source = scene.weights.rows("token_embd.weight", scene.tokens)
     if ours is None or engine is None or source is None or stem is None:
         return None
-    heads = scene.heads.get(scene.tap.removesuffix("_norm"))
+    heads = scene.heads.get(scene.tap.removesuffix("_norm").removesuffix("_rope"))
     name = f"blk.{scene.il}.{stem}" if scene.in_layer else stem
     if heads is not None and scene.weights.n_rows(name) == heads.shape[-1]:
         ours, engine, source = (x.reshape(heads.shape[1:]).flatten(0, 1) for x in (ours, engine, source))

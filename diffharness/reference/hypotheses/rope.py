@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from diffharness.reference import ops
 from diffharness.reference.hypotheses._altering import Alteration, Where, altered, with_rotary
 from diffharness.reference.hypotheses._scene import Hypothesis, Scene
+from diffharness.reference.hypotheses.norms import HEADS_NORMED, HEADS_NORMED_LAST
 from diffharness.reference.model import State, Tap, Weights
 from diffharness.reference.ops import Rotary
 from diffharness.reference.steps import Steps
@@ -23,7 +25,7 @@ _STANDS = 1e10  # a frequency factor from which on a pair does not turn
 
 def propose(scene: Scene) -> Iterator[Hypothesis]:
     """Every hypothesis on how queries and keys are turned."""
-    if not scene.in_layer or not scene.may_begin_at(TURNED | {"attn_q_norm", "attn_k_norm", "attn_ctx"}):
+    if not scene.in_layer or not scene.may_begin_at(TURNED | HEADS_NORMED | {"attn_ctx"}):
         return
     yield from _kinds(scene)
     yield from _bases(scene)
@@ -207,10 +209,14 @@ def _pairs(scene: Scene) -> Iterator[Hypothesis]:
     )
     for name, what in (("attn_q", "queries"), ("attn_k", "keys")):
         yield Hypothesis(f"rope.{name}-absent", f"{what} were not turned", frozenset({f"{name}_rope"}), _unturned(name))
-    if {"attn_q_norm", "attn_k_norm"} & scene.ours.keys():
-        taps = frozenset({"attn_q_norm", "attn_k_norm", "attn_q_rope", "attn_k_rope"})
+    if HEADS_NORMED & scene.ours.keys():
         says = "queries and keys were normalised after they were turned"
-        yield Hypothesis("rope.before-norm", says, taps, lambda model: altered(model, prepare=_norm_last))
+        alter = partial(altered, prepare=_norm_last)
+        yield Hypothesis("rope.before-norm", says, TURNED | HEADS_NORMED, alter)
+    if HEADS_NORMED_LAST & scene.ours.keys() and scene.has("attn_q_norm.weight"):
+        says = "queries and keys were normalised before they were turned"
+        alter = partial(altered, prepare=_norm_first)
+        yield Hypothesis("rope.behind-norm", says, TURNED | HEADS_NORMED_LAST, alter)
     for offset, what in ((1, "one too many"), (-1, "one too few")):
         yield Hypothesis("rope.position", f"positions were {what}", TURNED, moved(offset))
 
@@ -240,6 +246,23 @@ def _norm_last(
     x = me.turn(il, name, x, cos, sin)
     tap(name + "_rope", ops.join_heads(x))
     return me.norm_heads(w, il, name, x, tap)
+
+
+def _norm_first(
+    me: Steps,
+    plain: Callable[..., Tensor],
+    w: Weights,
+    il: int,
+    name: str,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    tap: Tap,
+) -> Tensor:
+    x = me.norm_heads(w, il, name, x, lambda _, value: tap(name + "_rope_norm", value))
+    x = me.turn(il, name, x, cos, sin)
+    tap(name + "_rope", ops.join_heads(x))
+    return x
 
 
 def moved(offset: int) -> Alteration:
