@@ -39,6 +39,8 @@ SIZES = Sizes(
     n_ctx=1024,
 )
 
+_IN_IMAGE_AND_TEXT = ("qwen2vl", "qwen3vl", "qwen3vlmoe")  # transformers has no causal model of the text by itself
+
 
 def against_transformers(archs: list[str] | None = None) -> list[Row]:
     """A row for each architecture; at most as long as transformers takes is promised."""
@@ -47,18 +49,20 @@ def against_transformers(archs: list[str] | None = None) -> list[Row]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(usable_cores())
-    return [_row(arch) for arch in archs or [arch for arch in MAPS if MAPS[arch].transformers]]
+    every = [arch for arch in MAPS if MAPS[arch].transformers or arch in _IN_IMAGE_AND_TEXT]
+    return [_row(arch) for arch in archs or every]
 
 
 def _row(arch: str) -> Row:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    classes = AutoModelForImageTextToText if arch in _IN_IMAGE_AND_TEXT else AutoModelForCausalLM
     source = SynthSource(arch, SIZES)
     ids = np.random.default_rng(1).integers(0, SIZES.n_vocab, N_TOKENS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "checkpoint"
         write_checkpoint(folder, source, config=source.config)
-        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        theirs = classes.from_pretrained(folder, dtype=torch.float32).eval()
         reference = Reference(InMemory(Checkpoint(folder)))
     batch = torch.from_numpy(ids)[None]
 

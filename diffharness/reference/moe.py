@@ -83,7 +83,8 @@ def mix(x: Tensor, weights: Tensor, experts: Tensor, ffn: Callable[[int, Tensor]
     out, start = torch.zeros_like(flat), 0
     for expert, count in zip(present.tolist(), counts.tolist(), strict=True):
         some = slice(start, start + count)
-        out.index_add_(0, tokens[some], ffn(expert, flat[tokens[some]]) * shares[some])
+        rows = tokens[some]
+        out.index_add_(0, rows, ffn(expert, flat.index_select(0, rows)) * shares[some])
         start += count
     return out.reshape(x.shape)
 

@@ -26,7 +26,7 @@ _ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and not (
     {"ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"} & os.environ.keys()
 )
 _ONEDNN_FROM = 64  # tokens
-_HEAD_BYTES = 8 << 20  # rows of the output head held at once; more costs memory and gains no speed
+_HEAD_BYTES = 4 << 20  # rows of the output head held at once; more costs memory and gains little speed
 
 
 # -- norms, projections, activations ---------------------------------------------------------------
@@ -378,20 +378,18 @@ def logits(w: Weights, x: Tensor, tap: Tap, *, cap: float | None = None, scale: 
     step = max(1, _HEAD_BYTES // (x.shape[-1] * x.element_size()))
     chunks = [slice(start, min(start + step, n_vocab)) for start in range(0, n_vocab, step)]
     bias = w.find("output.bias")
-    if torch.is_grad_enabled():
-        out = torch.cat([linear(x, w.rows(name, chunk)) for chunk in chunks], dim=-1)
-        out = softcap((out if bias is None else out + bias) * scale, cap)
+
+    def of_rows(chunk: slice) -> Tensor:
+        y = linear(x, w.rows(name, chunk), None if bias is None else bias[chunk])
+        return softcap(y if scale == 1.0 else y * scale, cap)
+
+    if len(chunks) == 1:
+        out = of_rows(chunks[0])
+    elif torch.is_grad_enabled():
+        out = torch.cat([of_rows(chunk) for chunk in chunks], dim=-1)
     else:
         out = x.new_empty(*x.shape[:-1], n_vocab)
-        flat_x, flat_logits = x.flatten(0, -2), out.view(-1, n_vocab)
         for chunk in chunks:
-            piece = flat_logits[:, chunk]
-            torch.mm(flat_x, w.rows(name, chunk).T, out=piece)
-            if bias is not None:
-                piece.add_(bias[chunk])
-            if scale != 1.0:
-                piece.mul_(scale)
-            if cap is not None:  # in place: logits are the largest tensor of a forward
-                piece.div_(cap).tanh_().mul_(cap)
+            out[..., chunk] = of_rows(chunk)
     tap("logits", out)
     return out
