@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from diffharness.engine.runner import check_overrides
 from diffharness.errors import (
@@ -20,7 +21,7 @@ from diffharness.errors import (
     UnsupportedError,
 )
 from diffharness.fixture import Fixture
-from diffharness.pipeline import overrides
+from diffharness.pipeline import grade_bf16, overrides
 from diffharness.pipeline.inputs import choose_fixture, open_artifact, open_checkpoint
 from diffharness.pipeline.request import Say
 from diffharness.pipeline.subjects import artifact_subject
@@ -55,6 +56,7 @@ class GradeRequest:
     overrides: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
+    matmul: Literal["full", "bf16"] = "full"  # full: in `dtype`
     out: Path | None = None
     repro: str = ""
     locate: Callable[[str], Path] = Path
@@ -90,6 +92,8 @@ def open_all(request: GradeRequest, stack: ExitStack) -> GradeInputs:
         raise SettingsError("expected a checkpoint to make the controls from", hint="give it with --checkpoint")
     if request.with_attention and request.checkpoint is None and request.against is None:
         raise SettingsError("expected a checkpoint to compare attention with", hint="give it with --checkpoint")
+    if request.matmul == "bf16":
+        grade_bf16.check(request.dtype, request.with_control)
     check_overrides(request.overrides)
     named = zip(request.models, labels(request.models), strict=True)
     candidates = [_candidate(request, name, label, stack) for name, label in named]

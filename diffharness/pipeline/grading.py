@@ -21,10 +21,12 @@ from diffharness.forensics.control import Control
 from diffharness.forensics.loss import beyond_control, growth
 from diffharness.kld import Series
 from diffharness.layers import buckets
+from diffharness.metrics import Float64Array
 from diffharness.paired import paired
-from diffharness.pipeline import logit_series
+from diffharness.pipeline import grade_bf16, logit_series
 from diffharness.pipeline.attention import Baseline
 from diffharness.pipeline.folder import run_folder
+from diffharness.pipeline.grade_bf16 import Bf16Precision
 from diffharness.pipeline.grade_inputs import GradeInputs, GradeRequest, open_all
 from diffharness.pipeline.logit_series import Places
 from diffharness.pipeline.reference_runs import Precision, shape_of
@@ -32,9 +34,11 @@ from diffharness.pipeline.subjects import checkpoint_subject, engine_subject, fi
 from diffharness.pipeline.timing import Timings
 from diffharness.records.grade import (
     BaseRow,
+    Bf16Noise,
     EngineGrade,
     GradeRecord,
     GradeRow,
+    Paired,
     PairRow,
     PositionBucket,
 )
@@ -62,6 +66,7 @@ class _Run:
     landmarks: Mapping[str, int]
     places: Places
     base: Capture | None = None
+    noise: Bf16Noise | None = None
     series: dict[str, Series] = field(default_factory=dict)  # at the scored positions, by label
     engine: EngineSubject | None = None
     controls: dict[Types, Series] = field(default_factory=dict)
@@ -69,6 +74,11 @@ class _Run:
     @property
     def precision(self) -> Precision:
         return Precision(self.request.dtype, self.request.device)
+
+    @property
+    def products(self) -> Precision:
+        """Of the forwards whose logits are compared."""
+        return Bf16Precision(device=self.request.device) if self.request.matmul == "bf16" else self.precision
 
     def scored(self, series: Series) -> Series:
         return series.at(self.places.scored)
@@ -78,7 +88,7 @@ class _Run:
         return kld.by_position(series, self.places.positions, buckets(longest, self.landmarks.values()))
 
     def reference(self, source: WeightSource) -> Series:
-        return logit_series.of_reference(source, self.inputs.fixture, self.places, self.precision, self.base)
+        return logit_series.of_reference(source, self.inputs.fixture, self.places, self.products, self.base)
 
 
 def grade(request: GradeRequest) -> GradeRecord:
@@ -121,6 +131,7 @@ def _record(run: _Run, stack: contextlib.ExitStack) -> GradeRecord:
         with run.timings.step("attention"):
             n_ubatch = request.engine.n_ubatch
             baseline = stack.enter_context(Baseline(inputs.base, inputs.fixture, run.precision, n_ubatch=n_ubatch))
+    run.noise = _noise(run)
     for one in inputs.candidates:
         if one.artifact is None:
             continue
@@ -135,11 +146,12 @@ def _record(run: _Run, stack: contextlib.ExitStack) -> GradeRecord:
     rows = [one.row for one in inputs.candidates]
     return GradeRecord(
         base=base,
+        bf16=run.noise,
         rows=rows,
         pairs=_pairs(run),
         landmarks=dict(run.landmarks),
         unreached=_unreached(run),
-        findings=[*inputs.findings, *_findings(rows, request.tolerances)],
+        findings=[*inputs.findings, *_findings(rows, request.tolerances, run.noise)],
         checkpoint=checkpoint_subject(request.checkpoint, inputs.base)
         if request.checkpoint is not None and isinstance(inputs.base, Checkpoint)
         else None,
@@ -157,13 +169,23 @@ def _run_base(run: _Run, source: Checkpoint | GgufFile) -> BaseRow:
     run.request.say(f"reference on {source.label}")
     with run.timings.step("reference: base"):
         path = run.folder / "reference-base.safetensors"
-        run.base, series = logit_series.of_base(source, run.inputs.fixture, run.places, run.precision, path)
+        run.base, series = logit_series.of_base(source, run.inputs.fixture, run.places, run.products, path)
     return BaseRow(
         label=source.label,
         kind="checkpoint" if isinstance(source, Checkpoint) else "artifact",
         ppl=kld.perplexity(run.scored(series).nll),
         positions=run.curve(series),
     )
+
+
+def _noise(run: _Run) -> Bf16Noise | None:
+    """Of products in bfloat16, where those are asked for."""
+    if not isinstance(run.products, Bf16Precision):
+        return None
+    source = run.inputs.base or next(one.artifact for one in run.inputs.candidates if one.artifact is not None)
+    run.request.say(f"noise of bfloat16 on {source.label}")
+    with run.timings.step("bf16 noise"):
+        return grade_bf16.measured(source, run.inputs.fixture, run.products, run.base)
 
 
 def _measure(run: _Run, row: GradeRow, artifact: GgufFile) -> None:
@@ -178,6 +200,8 @@ def _measure(run: _Run, row: GradeRow, artifact: GgufFile) -> None:
         run.request.say(f"llama.cpp on {row.label}")
         with run.timings.step("engine"):
             row.engine = _run_engine(run, artifact)
+    if run.noise is not None:
+        grade_bf16.mark(row, run.noise)
 
 
 def _run_engine(run: _Run, artifact: GgufFile) -> EngineGrade:
@@ -235,15 +259,21 @@ def _add_attention(run: _Run, row: GradeRow, artifact: GgufFile, baseline: Basel
 
 def _pairs(run: _Run) -> list[PairRow]:
     chunk_of = run.places.chunk_of[run.places.scored]
-    rows = []
-    for (a, x), (b, y) in itertools.combinations(run.series.items(), 2):
-        kl = paired(x.kl, y.kl, chunk_of) if x.has_base else None
-        rows.append(PairRow(a=a, b=b, nll=paired(x.nll, y.nll, chunk_of), kl=kl))
-    return rows
+
+    def compared(x: Float64Array, y: Float64Array) -> Paired:
+        found = paired(x, y, chunk_of)
+        return found if run.noise is None else grade_bf16.marked(found, run.noise)
+
+    return [
+        PairRow(a=a, b=b, nll=compared(x.nll, y.nll), kl=compared(x.kl, y.kl) if x.has_base else None)
+        for (a, x), (b, y) in itertools.combinations(run.series.items(), 2)
+    ]
 
 
-def _findings(rows: Sequence[GradeRow], floors: Floors) -> list[Finding]:
+def _findings(rows: Sequence[GradeRow], floors: Floors, noise: Bf16Noise | None) -> list[Finding]:
     factor, floor = floors["grade.position_factor"], floors["artifact.kl_floor"]
+    if noise is not None:
+        floor = max(floor, noise.limit)
     curves = [(row.label, row.positions) for row in rows]
     curves += [(f"{row.label} in llama.cpp", row.engine.positions) for row in rows if row.engine is not None]
     told = [(label, growth(curve, factor, floor)) for label, curve in curves]

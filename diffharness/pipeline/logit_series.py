@@ -20,7 +20,7 @@ from diffharness.fixture import Fixture, IntArray
 from diffharness.kld import BoolArray, Series
 from diffharness.metrics import FloatArray, nll_per_position
 from diffharness.pipeline.reference_runs import Precision
-from diffharness.reference.runner import OnTap, Reference
+from diffharness.reference.runner import OnTap
 from diffharness.weights.source import WeightSource
 
 LOGITS = "logits"
@@ -115,5 +115,4 @@ def _pieces(logits: FloatArray, rows: slice, places: Places, base: Capture | Non
 
 
 def _forward(source: WeightSource, fixture: Fixture, precision: Precision, on_tap: OnTap) -> None:
-    reference = Reference(source, dtype=precision.dtype, device=precision.device)
-    reference.run(fixture.chunks(), on_tap=on_tap, taps=[LOGITS], keep_logits=False)
+    precision.forward(source).run(fixture.chunks(), on_tap=on_tap, taps=[LOGITS], keep_logits=False)

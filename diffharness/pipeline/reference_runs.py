@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +18,25 @@ from diffharness.legs.compare import Choice, TapComparison
 from diffharness.legs.graph import GraphShape, PassResult, judge_pass
 from diffharness.metrics import compare_logits
 from diffharness.reference.model import DEFINITION, GGML, Arithmetic
-from diffharness.reference.runner import Layer, OnAttention, Reference
+from diffharness.reference.runner import Layer, OnAttention, OnTap, Reference
 from diffharness.reference.steps import Steps
 from diffharness.taps import layer_tap, split
-from diffharness.weights.source import WeightSource
+from diffharness.weights.source import IntArray, WeightSource
 
 Logits = NDArray[np.floating[Any]]
+
+
+class Forward(Protocol):
+    """What makes logits of tokens; `Reference.run` says how."""
+
+    def run(
+        self,
+        chunks: Sequence[IntArray],
+        *,
+        on_tap: OnTap | None = None,
+        taps: Sequence[str] | None = None,
+        keep_logits: bool = True,
+    ) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,10 @@ class Precision:
 
     dtype: str = "float32"
     device: str = "cpu"
+
+    def forward(self, source: WeightSource) -> Forward:
+        """Of these weights, for logits that are compared with the reference's own and no engine's."""
+        return Reference(source, dtype=self.dtype, device=self.device)
 
 
 @dataclass

@@ -69,6 +69,7 @@ class EngineGrade(Part):
 
     ppl: Estimate | None = None
     kl: Estimate | None = Field(default=None, description="mean KL(base by the reference || artifact by llama.cpp)")
+    within_noise: bool | None = Field(default=None, description="as in the artifact's row")
     positions: list[PositionBucket] = []
     error: str | None = None
 
@@ -82,6 +83,9 @@ class GradeRow(Part):
     ppl: Estimate | None = Field(default=None, description="perplexity by the reference")
     engine: EngineGrade | None = None
     statistics: KlStatistics | None = None
+    within_noise: bool | None = Field(
+        default=None, description="the mean KL is within bf16's limit, and ranks nothing; null without `bf16`"
+    )
     positions: list[PositionBucket] = []
     control: ControlRow | None = None
     control_error: str | None = Field(default=None, description="why there is no control")
@@ -98,7 +102,8 @@ class Paired(Part):
     z: Number | None = Field(default=None, description="mean over error")
     critical: Number | None = Field(default=None, description="what |z| is above in 5 % of cases without a difference")
     blocks: int
-    told_apart: bool = Field(description="|z| is above the critical value")
+    told_apart: bool = Field(description="|z| is above the critical value, and the mean not within the noise")
+    within_noise: bool = Field(default=False, description="|mean| is within bf16's limit")
 
 
 class PairRow(Part):
@@ -108,6 +113,18 @@ class PairRow(Part):
     b: str
     nll: Paired
     kl: Paired | None = None
+
+
+class Bf16Noise(Part):
+    """What products in bfloat16 make of the same tokens and weights: measured against the same forward in float32."""
+
+    label: str = Field(description="whose weights")
+    nmse: Number = Field(description="of the logits")
+    statistics: KlStatistics = Field(description="over the run's first `n` tokens, float32 being the base")
+    limit: Number = Field(
+        description="nats: mean KL, or a difference of mean KL or NLL, that tells nothing: twice the KL"
+    )
+    supported: bool | None = Field(description="the CPU has AVX512-BF16 or AMX; without, this is slower than float32")
 
 
 class BaseRow(Part):
@@ -124,6 +141,7 @@ class GradeRecord(Record):
 
     schema_: Literal["diffharness.grade/1"] = Field(default="diffharness.grade/1", alias="schema")
     base: BaseRow | None = None
+    bf16: Bf16Noise | None = Field(default=None, description="of --matmul bf16; null where all is in float32 or more")
     rows: list[GradeRow] = []
     pairs: list[PairRow] = []
     landmarks: dict[str, int] = Field(default={}, description="positions where something changes: the window, n_ubatch")

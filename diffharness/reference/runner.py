@@ -21,6 +21,7 @@ from torch import Tensor
 from diffharness import taps as tap_names
 from diffharness.errors import FixtureError, SettingsError
 from diffharness.reference import archs
+from diffharness.reference.device import usable
 from diffharness.reference.model import DEFINITION, Arithmetic, State, Watch, unheard
 from diffharness.reference.prefix import Prefix
 from diffharness.reference.rounding import RoundingWeights
@@ -80,7 +81,7 @@ class Reference:
         self.source, self.arithmetic = source, arithmetic
         self.model = model if model is not None else archs.build(source.metadata)
         read = RoundingWeights if arithmetic.rounded_activations else SourceWeights
-        self.weights = read(source, dtype=DTYPES[dtype], device=_usable(device))
+        self.weights = read(source, dtype=DTYPES[dtype], device=usable(device))
 
     @property
     def unread(self) -> list[str]:
@@ -288,15 +289,3 @@ def _force(group: _Group, forced: NDArray[np.floating] | None) -> None:
     n_chunks, n_tokens = group.shape
     values = torch.from_numpy(np.array(forced[group.rows])).to(group.x)
     group.x = torch.cat((group.x[:n_chunks], values.reshape(n_chunks, n_tokens, -1)))
-
-
-def _usable(device: str) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).partition("\n")[0].partition(". ")[0]
-        raise SettingsError(
-            f"expected a device that torch can use, found {device!r}: {said}", hint="cpu always works"
-        ) from error
-    return found
