@@ -264,6 +264,9 @@ def test_check_context() -> None:
     fixture.check_context(20)
     with pytest.raises(FixtureError, match="chunks of 20 tokens, the model's context holds 19"):
         fixture.check_context(19)
+    with pytest.raises(FixtureError, match="holds 0") as error:
+        fixture.check_context(0)
+    assert error.value.hint is None  # no --tokens could help
     from_ids(range(20), chunk=8).check_context(8)
 
 
@@ -308,7 +311,7 @@ def test_names_resolve_to_shipped_texts_and_fixtures(tmp_path: Path, monkeypatch
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "plain.txt").write_text("some words")
     fx.save_fixture(from_ids(range(9), name="made"), tmp_path / "made.json")
-    monkeypatch.setattr(fx, "fixtures_dir", lambda: tmp_path)
+    monkeypatch.setattr(fx.files, "fixtures_dir", lambda: tmp_path)
     assert fx.known_names() == ["made", "plain"]
     assert fx.load_fixture(fx.resolve("made")).name == "made"
     assert fx.text_path("plain") == tmp_path / "texts" / "plain.txt"

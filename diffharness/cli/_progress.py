@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from diffharness.cli._common import progress_console
+from diffharness.cli._output import progress_console
 
 if TYPE_CHECKING:
     from rich.progress import Task

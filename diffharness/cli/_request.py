@@ -1,50 +1,19 @@
-"""What the commands make of the options they share: engine settings, the embedded model, the command line, progress."""
+"""What the commands make of the options they share: engine settings, the command line, progress."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import typer
 
-from diffharness.cli._common import ARGUMENTS, model_path, progress_console
+from diffharness.cli._output import progress_console
 
 if TYPE_CHECKING:
     from diffharness.settings import EngineSettings
 
-
-class Embedded(NamedTuple):
-    """The model that ships with the package."""
-
-    model: Path
-    checkpoint: Path
-    fixture: str
-
-
-def embedded() -> Embedded:
-    """What a command runs on where the caller names nothing else."""
-    from diffharness.settings import data_dir
-
-    folder = data_dir("fixtures") / "tiny-gemma4"
-    return Embedded(folder / "tiny-gemma4-Q4_K_M.gguf", folder / "checkpoint", str(folder / "heldout.json"))
-
-
-class Inputs(NamedTuple):
-    """What a command was given to run on."""
-
-    model: Path
-    checkpoint: Path | None
-    fixture: str | None
-
-
-def inputs(model: str | None, fixture: str | None, checkpoint: Path | None = None) -> Inputs:
-    """The files behind the arguments; without MODEL the embedded model, and what is not named comes with it."""
-    if model is not None:
-        return Inputs(model_path(model), checkpoint, fixture)
-    own = embedded()
-    return Inputs(own.model, checkpoint or own.checkpoint, fixture or own.fixture)
+ARGUMENTS = "diffharness.arguments"  # where a context keeps the words that followed the program's name
 
 
 def engine_settings(engine: str | None, threads: int | None) -> EngineSettings:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from diffharness.cli._common import JsonOption, VerboseOption, emit, printing, result_console
+from diffharness.cli._options import JsonOption, VerboseOption
+from diffharness.cli._output import emit, printing, result_console
 
 if TYPE_CHECKING:
     from diffharness.weights.names import ArchMap

@@ -6,31 +6,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffharness.cli._common import (
-    ConfigOption,
-    DeviceOption,
-    DtypeOption,
-    FixtureOption,
-    JsonOption,
-    MarkdownOption,
-    OverrideKvOption,
-    QuietOption,
-    RequiredModelArgument,
-    ThreadsOption,
-    TokensOption,
-    VerboseOption,
-    model_path,
-    present,
-    require_writable,
-)
-from diffharness.cli._request import command_line, engine_settings, progress_lines
+from diffharness.cli._models import model_path
+from diffharness.cli._options import RequiredModelArgument
+from diffharness.cli._request import engine_settings
+from diffharness.cli._shared import Shared, takes
 from diffharness.errors import BadInputError
 
 _EXIT = {"unchanged": 0, "changed": 1, "unclear": 125}
 
 
+@takes("fixture tokens config override_kv device threads dtype json_file markdown quiet verbose")
 def bisect(
-    ctx: typer.Context,
+    shared: Shared,
     model: RequiredModelArgument,
     more: Annotated[
         list[str] | None, typer.Argument(metavar="[ENGINE]...", help="The engines after the first.")
@@ -62,17 +49,6 @@ def bisect(
         bool,
         typer.Option("--skip-crash", help="Skip engines that die over the tokens, instead of calling it a change."),
     ] = False,
-    fixture: FixtureOption = None,
-    tokens: TokensOption = None,
-    config: ConfigOption = None,
-    override_kv: OverrideKvOption = None,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    dtype: DtypeOption = "float32",
-    json_file: JsonOption = None,
-    markdown: MarkdownOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
 ) -> None:
     """Search an ordered list of engine builds for the first with which the verdict or the numbers change.
 
@@ -83,35 +59,29 @@ def bisect(
     Exit code: 0 no change; 1 the first changed build was found; 125 it cannot be told, as builds
     do not run; 2 unfit input.
     """
-    require_writable(json_file, markdown)
     words = _in_order(engines or [], more or [])
     model_file = model_path(model)
 
     from diffharness.pipeline.bisecting import BisectRequest, run
     from diffharness.report.bisect import document, line
-    from diffharness.settings import load_tolerances
 
-    say = progress_lines(quiet)
+    say = shared.say
     record = run(
         BisectRequest(
             model=model_file,
             engines=words,
-            find=lambda word: engine_settings(word, threads),
-            tolerances=load_tolerances(config),
+            find=lambda word: engine_settings(word, shared.threads),
+            tolerances=shared.tolerances(),
             on=on,
             floor=floor,
             skip_crash=skip_crash,
-            fixture=fixture,
-            n_tokens=tokens,
-            overrides=tuple(override_kv or ()),
-            device=device,
-            dtype=dtype,
-            repro=command_line(ctx),
-            say=say,
+            fixture=shared.fixture,
+            overrides=shared.overrides,
+            **shared.forward,
             watch=lambda step: say(f"  {line(step)}"),
         )
     )
-    present(document(record), record, json_file, markdown, line=record.summary if quiet else None)
+    shared.present(document(record), record, line=record.summary)
     raise typer.Exit(_EXIT[record.outcome])
 
 

@@ -7,20 +7,12 @@ from typing import Annotated
 
 import typer
 
-from diffharness.cli._common import (
-    ConfigOption,
-    JsonOption,
-    MarkdownOption,
-    QuietOption,
-    VerboseOption,
-    present,
-    require_writable,
-)
-from diffharness.cli._request import command_line, progress_lines
+from diffharness.cli._shared import Shared, takes
 
 
+@takes("config json_file markdown quiet verbose")
 def compare(
-    ctx: typer.Context,
+    shared: Shared,
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder (--out): the golden one.")],
     run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run folder to be checked.")],
     tolerance: Annotated[
@@ -36,11 +28,6 @@ def compare(
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Compare runs of different artifacts or fixtures too.")
     ] = False,
-    config: ConfigOption = None,
-    json_file: JsonOption = None,
-    markdown: MarkdownOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
 ) -> None:
     """Compare two saved runs: which taps and tokens differ first, and by how much. No model is run.
 
@@ -48,23 +35,20 @@ def compare(
 
     Exit code: 0 the same; 1 they differ; 125 the two kept nothing in common; 2 unfit input.
     """
-    require_writable(json_file, markdown)
-
     from diffharness.pipeline.comparing import CompareRequest
     from diffharness.pipeline.comparing import compare as compare_runs
     from diffharness.report.compare import document
-    from diffharness.settings import load_tolerances
 
     record = compare_runs(
         CompareRequest(
             a=run_a,
             b=run_b,
-            tolerances=load_tolerances(config),
+            tolerances=shared.tolerances(),
             tolerance=tolerance,
             anyway=anyway,
-            repro=command_line(ctx),
-            say=progress_lines(quiet),
+            repro=shared.repro,
+            say=shared.say,
         )
     )
-    present(document(record), record, json_file, markdown, line=record.summary if quiet else None)
+    shared.present(document(record), record, line=record.summary)
     raise typer.Exit(0 if record.outcome == "same" else 1)

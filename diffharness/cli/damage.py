@@ -7,23 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffharness.cli._common import (
-    CheckpointOption,
-    EngineOption,
-    JsonOption,
-    MarkdownOption,
-    QuietOption,
-    VerboseOption,
-    model_path,
-    present,
-    require_writable,
-)
-from diffharness.cli._request import command_line, engine_settings, progress_lines
+from diffharness.cli._models import model_path
+from diffharness.cli._options import CheckpointOption
+from diffharness.cli._request import progress_lines
+from diffharness.cli._shared import Shared, takes
 from diffharness.errors import BadInputError
 
 
+@takes("engine json_file markdown quiet verbose")
 def damage(
-    ctx: typer.Context,
+    shared: Shared,
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="A GGUF: a path, or hf://owner/repo/file.gguf.")
     ] = None,
@@ -60,12 +53,7 @@ def damage(
         list[str] | None, typer.Option("--drop", metavar="KEY", help="Remove a metadata key. Repeatable.")
     ] = None,
     checkpoint: CheckpointOption = None,
-    engine: EngineOption = None,
     list_faults: Annotated[bool, typer.Option("--list", help="Say what faults there are, and stop.")] = False,
-    json_file: JsonOption = None,
-    markdown: MarkdownOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
 ) -> None:  # fmt: skip
     """Make a copy of a GGUF with known, seeded faults: for tests, demos, and to try the other
     commands.
@@ -76,8 +64,6 @@ def damage(
 
     Exit code: 0 done; 2 unfit input, or a fault that would change nothing.
     """
-    require_writable(json_file, markdown)
-
     from diffharness.damage import Options
     from diffharness.layers import parse_layers
     from diffharness.pipeline import damaging
@@ -85,7 +71,7 @@ def damage(
 
     if list_faults:
         record = damaging.listed()
-        present(document(record), record, json_file, markdown)
+        shared.present(document(record), record)
         return
     if model is None or out is None:
         raise BadInputError(
@@ -96,15 +82,15 @@ def damage(
             source=model_path(model),
             out=out,
             how=how or [],
-            engine=engine_settings(engine, None),
+            engine=shared.settings(),
             seed=seed,
             options=Options(tensors, parse_layers(layers) if layers is not None else None, strength, type_name),
             checkpoint=checkpoint,
             set_keys=set_keys or [],
             drop_keys=drop_keys or [],
-            repro=command_line(ctx),
+            repro=shared.repro,
         )
     )
     if record.truncated_from is not None:
         progress_lines(quiet=False)(f"{out} was cut short on purpose: nothing can read it as a GGUF")
-    present(document(record), record, json_file, markdown)
+    shared.present(document(record), record)

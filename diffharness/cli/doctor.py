@@ -13,7 +13,8 @@ from typing import Any
 import typer
 
 from diffharness import __version__
-from diffharness.cli._common import EngineOption, JsonOption, VerboseOption, emit, printing, result_console
+from diffharness.cli._options import EngineOption, JsonOption, VerboseOption
+from diffharness.cli._output import emit, printing, result_console
 from diffharness.errors import DiffharnessError
 from diffharness.machine import Machine, free_disk, this_machine
 

@@ -1,32 +1,21 @@
-"""`diffharness fixture new|verify|show`: make and check fixtures.
-
-A tokenizer is either a checkpoint's `tokenizer.json` or the vocabulary of a GGUF in llama.cpp itself.
-Both are `Source`s here: they give the ids of texts and spell an id.
-"""
+"""`diffharness fixture new|verify|show`: make and check fixtures."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from diffharness import __version__
-from diffharness.cli._common import (
-    STDOUT,
-    JsonOption,
-    emit,
-    model_path,
-    progress_console,
-    require_writable,
-    result_console,
-    taken,
-)
-from diffharness.errors import BadInputError, FixtureError, InconclusiveError
+from diffharness.cli import _tokenizers
+from diffharness.cli._options import JsonOption
+from diffharness.cli._output import STDOUT, emit, require_writable, result_console, taken
+from diffharness.cli._tokenizers import Source
+from diffharness.errors import BadInputError, InconclusiveError
 from diffharness.fixture import (
     DEFAULT_CHUNK,
     Fixture,
@@ -47,18 +36,6 @@ CheckpointOption = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option("--model", metavar="GGUF", help="A GGUF, for its vocabulary in llama.cpp.")
 ]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One tokenizer: `encode_all` gives the ids of several texts at once, `piece` spells an id."""
-
-    kind: Literal["tokenizer.json", "gguf"]
-    label: str
-    sha256: str
-    encode_all: Callable[[list[str]], list[list[int]]]
-    piece: Callable[[int], str]
-    n_vocab: int | None  # of the model, where it is known
 
 
 @app.command("new")
@@ -83,7 +60,7 @@ def new(
     if path.suffix == ".json":
         raise BadInputError(f"expected a text, found the fixture {path}", hint="`fixture show` shows a fixture")
     content = read_text(path)
-    sources = _sources(checkpoint, model)
+    sources = _tokenizers.sources(checkpoint, model)
     if len(sources) != 1:
         raise BadInputError(
             f"expected one of --checkpoint and --model, found {'both' if sources else 'neither'}",
@@ -113,7 +90,7 @@ def verify(
     """
     require_writable(json_file)
     fixture = load_fixture(resolve(file))
-    sources = _sources(checkpoint, model)
+    sources = _tokenizers.sources(checkpoint, model)
     if not sources:
         raise BadInputError("expected --checkpoint, --model or both, found neither")
     for source in sources:
@@ -187,59 +164,7 @@ def summary(fixture: Fixture) -> dict[str, Any]:
     }
 
 
-# -- tokenizers -----------------------------------------------------------------------------------------
-
-
-def _sources(checkpoint: Path | None, model: str | None) -> list[Source]:
-    found = []
-    if checkpoint is not None:
-        found.append(_checkpoint_source(checkpoint))
-    if model is not None:
-        found.append(_gguf_source(model_path(model)))
-    return found
-
-
-def _checkpoint_source(folder: Path) -> Source:
-    from diffharness.tokenizer import CheckpointTokenizer
-
-    tokenizer = CheckpointTokenizer(folder)
-    return Source(
-        kind="tokenizer.json",
-        label=tokenizer.label,
-        sha256=tokenizer.sha256,
-        encode_all=lambda texts: [tokenizer.encode(text) for text in texts],
-        piece=tokenizer.piece,
-        n_vocab=None,
-    )
-
-
-def _gguf_source(path: Path) -> Source:
-    from diffharness.tokenizer import gguf_tokenizer_sha256
-    from diffharness.weights.gguf_file import open_gguf
-
-    with open_gguf(path) as artifact:
-        sha256 = gguf_tokenizer_sha256(artifact.metadata)
-        if sha256 is None:
-            raise FixtureError(f"{path.name} has no tokenizer", hint="give a checkpoint's with --checkpoint")
-        pieces: list[str] = list(artifact.metadata["tokenizer.ggml.tokens"])
-        n_vocab = artifact.vocab_size
-    return Source(
-        kind="gguf",
-        label=path.name,
-        sha256=sha256,
-        encode_all=lambda texts: engine_ids(path, texts),
-        piece=lambda token: pieces[token] if 0 <= token < len(pieces) else f"<id {token}>",
-        n_vocab=n_vocab,
-    )
-
-
-def engine_ids(path: Path, texts: list[str]) -> list[list[int]]:
-    """Ids of the texts by the GGUF's vocabulary in llama.cpp; special tokens that stand in a text are text."""
-    from diffharness.engine.runner import Engine
-    from diffharness.settings import EngineSettings
-
-    progress_console().print(f"tokenizing with llama.cpp and the vocabulary of {path.name}", markup=False)
-    return Engine(EngineSettings()).tokenize(path, texts, parse_special=False)
+# -- made and compared ---------------------------------------------------------------------------------
 
 
 def _make(source: Source, text: str, path: Path, chunk: int) -> Fixture:

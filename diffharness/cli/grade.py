@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from diffharness.cli._common import (
-    CheckpointOption,
-    ConfigOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    FixtureOption,
-    JsonOption,
-    MarkdownOption,
-    OutOption,
-    OverrideKvOption,
-    QuietOption,
-    ThreadsOption,
-    TokensOption,
-    VerboseOption,
-    keep,
-    make_folder,
-    model_path,
-    present,
-    require_writable,
-)
-from diffharness.cli._request import command_line, engine_settings, progress_lines
+from diffharness.cli._models import model_path
+from diffharness.cli._options import CheckpointOption
+from diffharness.cli._output import make_folder
+from diffharness.cli._shared import Shared, takes
 
 
+@takes("fixture tokens config engine override_kv device threads dtype out json_file markdown quiet verbose")
 def grade(
-    ctx: typer.Context,
+    shared: Shared,
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="GGUFs: paths, or hf://owner/repo/file.gguf.")
     ],
@@ -55,19 +38,14 @@ def grade(
     full: Annotated[
         bool, typer.Option("--full", help="Print every statistic that llama-perplexity --kl-divergence prints.")
     ] = False,
-    fixture: FixtureOption = None,
-    tokens: TokensOption = None,
-    config: ConfigOption = None,
-    engine: EngineOption = None,
-    override_kv: OverrideKvOption = None,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    dtype: DtypeOption = "float32",
-    out: OutOption = None,
-    json_file: JsonOption = None,
-    markdown: MarkdownOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
+    matmul: Annotated[
+        Literal["full", "bf16"],
+        typer.Option(
+            "--matmul",
+            help="Products with weights in --dtype, or in bfloat16: for a first look at a large model, with the noise "
+            "stated. Faster on CPUs with AVX512-BF16 or AMX, and on GPUs; slower elsewhere.",
+        ),
+    ] = "full",
 ) -> None:
     """Grade GGUFs: perplexity by the reference and by llama.cpp, KL and agreement against the
     checkpoint.
@@ -79,39 +57,34 @@ def grade(
     Exit code: 0 graded; 1 an artifact lost more than its --control; 2 unfit input, or an
     artifact was not graded.
     """
-    require_writable(json_file, markdown)
-    if out is not None:
-        make_folder(out)
+    if shared.out is not None:
+        make_folder(shared.out)
 
     from diffharness.pipeline.grade_inputs import GradeRequest
     from diffharness.pipeline.grading import grade as grade_all
     from diffharness.pipeline.grading import has_errors, is_beyond
     from diffharness.report.grade import document
-    from diffharness.settings import load_tolerances
 
     record = grade_all(
         GradeRequest(
             models=tuple(models),
-            engine=engine_settings(engine, threads),
-            tolerances=load_tolerances(config),
+            engine=shared.settings(),
+            tolerances=shared.tolerances(),
             checkpoint=checkpoint,
             against=against,
-            fixture=fixture,
-            n_tokens=tokens,
+            fixture=shared.fixture,
             chunk=chunk,
             with_engine=not no_engine,
             with_control=control,
             with_attention=attention,
-            overrides=tuple(override_kv or ()),
-            device=device,
-            dtype=dtype,
-            out=out,
-            repro=command_line(ctx),
+            overrides=shared.overrides,
+            matmul=matmul,
+            out=shared.out,
             locate=model_path,
-            say=progress_lines(quiet),
+            **shared.forward,
         )
     )
     shown = document(record, full=full)
-    keep(out, "grade", shown, record)
-    present(shown, record, json_file, markdown)
+    shared.keep("grade", shown, record)
+    shared.present(shown, record)
     raise typer.Exit(2 if has_errors(record) else 1 if is_beyond(record) else 0)

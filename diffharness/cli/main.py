@@ -17,6 +17,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from inspect import cleandoc
 from types import FrameType
 from typing import Annotated, Any
 
@@ -43,7 +44,8 @@ from diffharness.cli import (
     run,
     synth,
 )
-from diffharness.cli._common import ARGUMENTS, log
+from diffharness.cli._options import log
+from diffharness.cli._request import ARGUMENTS
 from diffharness.errors import BadInputError, DiffharnessError
 from diffharness.report._format import clean
 
@@ -140,6 +142,17 @@ app.command("archs")(archs.archs)
 app.command("damage")(damage.damage)
 app.command("synth")(synth.synth)
 app.command("doctor")(doctor.doctor)
+
+
+def _let_flow(commands: typer.Typer) -> None:
+    """Paragraphs of docstrings as one line each; else their line breaks stand among those of the terminal's width."""
+    for command in commands.registered_commands:
+        paragraphs = cleandoc((command.callback and command.callback.__doc__) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+_let_flow(app)
+_let_flow(fixture.app)
 
 
 class _Harmless(logging.Formatter):

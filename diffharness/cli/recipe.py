@@ -7,21 +7,9 @@ from typing import Annotated
 
 import typer
 
-from diffharness.cli._common import (
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    FixtureOption,
-    JsonOption,
-    MarkdownOption,
-    QuietOption,
-    ThreadsOption,
-    TokensOption,
-    VerboseOption,
-    present,
-    require_writable,
-)
-from diffharness.cli._request import command_line, embedded, engine_settings, progress_lines
+from diffharness.cli._models import embedded
+from diffharness.cli._output import require_writable
+from diffharness.cli._shared import Shared, takes
 from diffharness.errors import BadInputError
 
 DEFAULT_LADDER = "gemma4"
@@ -50,22 +38,13 @@ WriteOption = Annotated[
 ]
 
 
+@takes("fixture tokens engine device threads dtype json_file markdown quiet verbose")
 def recipe(
-    ctx: typer.Context,
+    shared: Shared,
     checkpoint: CheckpointArgument = None,
     recipes: RecipesOption = None,
     ladder: LadderOption = None,
     write: WriteOption = None,
-    fixture: FixtureOption = None,
-    tokens: TokensOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    dtype: DtypeOption = "float32",
-    json_file: JsonOption = None,
-    markdown: MarkdownOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
 ) -> None:
     """Say what quantization recipes cost, without making files: each is simulated on the
     checkpoint's weights.
@@ -73,7 +52,6 @@ def recipe(
     Without --recipe and --ladder, the ladder of the Gemma 4 recipes. Exit code: 0 done; 2
     unfit input.
     """
-    require_writable(json_file, markdown)
     if write is not None:
         require_writable(write)
         if write == Path("-"):
@@ -83,6 +61,7 @@ def recipe(
     from diffharness.pipeline.recipes import RecipeRequest, run_recipes
     from diffharness.report.recipe import document
 
+    fixture = shared.fixture
     if checkpoint is None:
         checkpoint, fixture = embedded().checkpoint, fixture or embedded().fixture
     named = ladder or (None if recipes else DEFAULT_LADDER)
@@ -92,16 +71,12 @@ def recipe(
         RecipeRequest(
             checkpoint=checkpoint,
             recipes=chosen,
-            engine=engine_settings(engine, threads),
+            engine=shared.settings(),
             ladder=named,
             optional=frozenset(one.name for one in rungs),
             fixture=fixture,
-            n_tokens=tokens,
-            device=device,
-            dtype=dtype,
             write=write,
-            repro=command_line(ctx),
-            say=progress_lines(quiet),
+            **shared.forward,
         )
     )
-    present(document(record), record, json_file, markdown)
+    shared.present(document(record), record)

@@ -6,22 +6,9 @@ from typing import Annotated
 
 import typer
 
-from diffharness.cli._common import (
-    ConfigOption,
-    DeviceOption,
-    EngineOption,
-    FixtureOption,
-    JsonOption,
-    MarkdownOption,
-    ModelArgument,
-    OverrideKvOption,
-    QuietOption,
-    ThreadsOption,
-    VerboseOption,
-    present,
-    require_writable,
-)
-from diffharness.cli._request import command_line, engine_settings, inputs, progress_lines
+from diffharness.cli._models import inputs
+from diffharness.cli._options import ModelArgument
+from diffharness.cli._shared import Shared, takes
 
 BatchOption = Annotated[
     int, typer.Option("--tokens", metavar="N", min=2, help="Tokens of the fixture that are evaluated together.")
@@ -31,21 +18,12 @@ SingleOption = Annotated[
 ]
 
 
+@takes("fixture config engine override_kv device threads json_file markdown quiet verbose")
 def replay(
-    ctx: typer.Context,
+    shared: Shared,
     model: ModelArgument = None,
-    fixture: FixtureOption = None,
     tokens: BatchOption = 64,
     single: SingleOption = 2,
-    config: ConfigOption = None,
-    engine: EngineOption = None,
-    override_kv: OverrideKvOption = None,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    json_file: JsonOption = None,
-    markdown: MarkdownOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
 ) -> None:
     """Recompute every node of llama.cpp's graph from the very inputs that it had, and name those
     that are wrong.
@@ -56,30 +34,26 @@ def replay(
 
     Exit code: 0 agree; 1 a kernel is wrong, or the engine died; 2 unfit input; 125 nothing was compared.
     """
-    require_writable(json_file, markdown)
-    given = inputs(model, fixture)
+    given = inputs(model, shared.fixture)
 
     from diffharness.pipeline.replaying import ReplayRequest, replay_model
     from diffharness.pipeline.request import RunRequest
     from diffharness.report.replay import document
-    from diffharness.settings import load_tolerances
     from diffharness.verdict import exit_code
 
     record = replay_model(
         ReplayRequest(
             RunRequest(
                 model=given.model,
-                engine=engine_settings(engine, threads),
-                tolerances=load_tolerances(config),
+                engine=shared.settings(),
+                tolerances=shared.tolerances(),
                 fixture=given.fixture,
-                overrides=tuple(override_kv or ()),
-                device=device,
-                repro=command_line(ctx),
-                say=progress_lines(quiet),
+                overrides=shared.overrides,
+                **shared.forward,
             ),
             n_batch=tokens,
             n_single=single,
         )
     )
-    present(document(record), record, json_file, markdown)
+    shared.present(document(record), record)
     raise typer.Exit(exit_code(record.verdict, record.findings))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffharness.cli._common import STDOUT, emit, require_writable
+from diffharness.cli._output import STDOUT, emit, require_writable
 
 
 def report(

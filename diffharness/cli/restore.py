@@ -6,30 +6,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffharness.cli._common import (
-    ConfigOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    FixtureOption,
-    JsonOption,
-    MarkdownOption,
-    QuietOption,
-    RequiredCheckpointOption,
-    RequiredModelArgument,
-    ThreadsOption,
-    TokensOption,
-    VerboseOption,
-    model_path,
-    present,
-    require_writable,
-)
-from diffharness.cli._request import command_line, engine_settings, progress_lines
+from diffharness.cli._models import model_path
+from diffharness.cli._options import RequiredCheckpointOption, RequiredModelArgument
+from diffharness.cli._shared import Shared, takes
 from diffharness.errors import BadInputError
 
 
+@takes("fixture tokens config engine device threads dtype json_file markdown quiet verbose")
 def restore(
-    ctx: typer.Context,
+    shared: Shared,
     model: RequiredModelArgument,
     checkpoint: RequiredCheckpointOption,
     by: Annotated[
@@ -60,17 +45,6 @@ def restore(
     budget: Annotated[
         int, typer.Option("--budget", metavar="N", min=1, help="With --search: forwards that it may take.")
     ] = 60,
-    fixture: FixtureOption = None,
-    tokens: TokensOption = None,
-    config: ConfigOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    dtype: DtypeOption = "float32",
-    json_file: JsonOption = None,
-    markdown: MarkdownOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
 ) -> None:
     """Put groups of tensors back from the checkpoint, and grade each mixture by the reference.
 
@@ -80,24 +54,21 @@ def restore(
 
     Exit code: 0 agree; 1 a verdict against the artifact; 2 unfit input; 125 inconclusive.
     """
-    require_writable(json_file, markdown)
     share = parse_share(within)
     model_file = model_path(model)
 
     from diffharness.pipeline.restoring import RestoreRequest
     from diffharness.pipeline.restoring import restore as restore_all
     from diffharness.report.restore import document
-    from diffharness.settings import load_tolerances
     from diffharness.verdict import exit_code
 
     record = restore_all(
         RestoreRequest(
             model=model_file,
             checkpoint=checkpoint,
-            engine=engine_settings(engine, threads),
-            tolerances=load_tolerances(config),
-            fixture=fixture,
-            n_tokens=tokens,
+            engine=shared.settings(),
+            tolerances=shared.tolerances(),
+            fixture=shared.fixture,
             by=by,
             layers=tuple(layers or ()),
             tensors=tuple(tensors or ()),
@@ -105,13 +76,10 @@ def restore(
             search=search,
             within=share,
             budget=budget,
-            device=device,
-            dtype=dtype,
-            repro=command_line(ctx),
-            say=progress_lines(quiet),
+            **shared.forward,
         )
     )
-    present(document(record), record, json_file, markdown)
+    shared.present(document(record), record)
     raise typer.Exit(exit_code(record.verdict, record.findings))
 
 

@@ -7,22 +7,14 @@ from typing import Annotated
 
 import typer
 
-from diffharness.cli._common import (
-    EngineOption,
-    JsonOption,
-    MarkdownOption,
-    QuietOption,
-    VerboseOption,
-    present,
-    require_writable,
-)
-from diffharness.cli._request import command_line, engine_settings
+from diffharness.cli._shared import Shared, takes
 
 _ARCHITECTURE = "The architecture; some have more layers than asked, to have every kind."
 
 
+@takes("engine json_file markdown quiet verbose")
 def synth(
-    ctx: typer.Context,
+    shared: Shared,
     arch: Annotated[str, typer.Argument(metavar="ARCH", help="An architecture of `diffharness archs`.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder for GGUF, checkpoint and fixture.")],
     type_name: Annotated[
@@ -46,11 +38,6 @@ def synth(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of config.json, its value as JSON. Repeatable."),
     ] = None,
-    engine: EngineOption = None,
-    json_file: JsonOption = None,
-    markdown: MarkdownOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
 ) -> None:  # fmt: skip
     """Make a tiny random model of an architecture, as GGUF and as checkpoint, and ids to run it on.
 
@@ -59,8 +46,6 @@ def synth(
 
     Exit code: 0 done; 2 an unknown architecture, or sizes that make no model.
     """
-    require_writable(json_file, markdown)
-
     from diffharness.pipeline import synthesizing
     from diffharness.report.synth import document
     from diffharness.weights.names._map import Sizes
@@ -69,7 +54,7 @@ def synth(
         synthesizing.SynthRequest(
             arch=arch,
             out=out,
-            engine=engine_settings(engine, None),
+            engine=shared.settings(),
             sizes=Sizes(
                 n_layer=layers,
                 n_embd=width,
@@ -88,7 +73,7 @@ def synth(
             seed=seed,
             n_tokens=tokens,
             changes=synthesizing.parse_changes(set_keys or []),
-            repro=command_line(ctx),
+            repro=shared.repro,
         )
     )
-    present(document(record), record, json_file, markdown)
+    shared.present(document(record), record)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,15 @@ Chunk = Sequence[int] | NDArray[np.int64]
 Chunks = Sequence[Chunk]
 
 
+class How(TypedDict, total=False):
+    """What a capture is to hold; see `Engine.capture`."""
+
+    taps: Sequence[str] | None
+    overrides: Sequence[str]
+    meta: Mapping[str, str] | None
+    trace: bool
+
+
 class EngineModel(Protocol):
     """A model that can be captured, in one file or not."""
 
@@ -26,11 +35,7 @@ class EngineModel(Protocol):
         settings: EngineSettings,
         chunks: Chunks,
         out: str | os.PathLike[str],
-        *,
-        taps: Sequence[str] | None = None,
-        overrides: Sequence[str] = (),
-        meta: Mapping[str, str] | None = None,
-        trace: bool = False,
+        **how: Unpack[How],
     ) -> EngineRun:
         """As `Engine.capture` under these settings."""
         ...
@@ -47,12 +52,7 @@ class OneFile:
         settings: EngineSettings,
         chunks: Chunks,
         out: str | os.PathLike[str],
-        *,
-        taps: Sequence[str] | None = None,
-        overrides: Sequence[str] = (),
-        meta: Mapping[str, str] | None = None,
-        trace: bool = False,
+        **how: Unpack[How],
     ) -> EngineRun:
         """As `Engine.capture` under these settings."""
-        engine = Engine(settings)
-        return engine.capture(self.path, chunks, out, taps=taps, overrides=overrides, meta=meta, trace=trace)
+        return Engine(settings).capture(self.path, chunks, out, **how)

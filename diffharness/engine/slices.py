@@ -6,84 +6,33 @@ that the one before gave. What works on the input of the whole model is made to 
 embedding becomes 1, learned positions become 0, and a scale that cannot be changed is divided out of the states. A
 slice that ends the model can hold rows of the head in the vocabulary's place, and gives their logits.
 
-What cannot be cut at all is told by `obstacle`. Whether a slice is the same model as those layers are of the whole is
+What cannot be cut at all is told by `obstacle`; what llama.cpp makes of keys and architectures stands in
+configs/slices.yaml. Whether a slice is the same model as those layers are of the whole is
 not decided here: the reference can say, built from `cut`'s metadata.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffharness.engine.slice_facts import facts
 from diffharness.weights.source import EMBEDDING, HEAD, Metadata, WeightSource
 
 LAYER = re.compile(r"blk\.(?P<layer>\d+)\.(?P<rest>.+)")
 
-# Keys below `<arch>.` that llama.cpp reads as one value for each layer where they are arrays.
-_BY_LAYER = frozenset({
-    "attention.head_count", "attention.head_count_kv", "attention.indexer.types", "attention.recurrent_layers",
-    "attention.sliding_window_pattern", "expert_feed_forward_length", "expert_used_count", "feed_forward_length",
-    "swiglu_clamp_exp", "swiglu_clamp_shexp", "xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps",
-})  # fmt: skip
-# Arrays of another kind, which a slice has as the whole has them.
-_NOT_BY_LAYER = frozenset({"rope.dimension_sections", "rope.pattern", "classifier.output_labels"})
-# Arrays that say nothing while all of their values are this one; otherwise they tie layers to the model's input.
-_SILENT: Mapping[str, int] = {"deepstack_mapping": -1}
-
-# Keys that say something of the whole model that no slice can have, and the values under which they do not.
-_WHOLE_ONLY: Mapping[str, tuple[Any, ...]] = {
-    "attention.shared_kv_layers": (0,),  # later layers use the keys and values of earlier ones
-    "embedding_length_per_layer_input": (0,),  # every layer looks the tokens up again
-    "nextn_predict_layers": (0,),  # layers after the model's last
-}
-# Numbers of leading layers, of which a slice has what is left.
-_LEADING = frozenset({"leading_dense_block_count", "n_deepstack_layers"})
-# Architectures that take hidden states only of files made for images: with positions in sections.
-_TOKENS_ONLY = frozenset({"glm4", "glm4moe"})
-
-# Architectures whose variant llama.cpp tells by the number of layers, at which numbers (None: at any).
-_TOLD_BY_DEPTH: Mapping[str, frozenset[int] | None] = {
-    "baichuan": None,  # 32 layers are turned by position, 40 are ALiBi's
-    "deepseek2": frozenset({26, 27, 47, 48}),  # lite, without a compressed query; GLM's gating
-    "exaone4": frozenset({64}),  # slides only then
-    "gemma2": frozenset({46}),  # the 27B's scale of scores
-    "gemma3": frozenset({62}),
-    "minicpm3": None,  # scales what layers add by their number
-    "minimax-01": None,  # each layer's decay is a share of the number of layers
-    "smallthinker": None,
-}
-
-# What llama.cpp multiplies any input with, tokens or not, by the width of the hidden states.
-_INPUT_FACTORS: Mapping[str, Callable[[int], float]] = {
-    "afmoe": math.sqrt,
-    "gemma": math.sqrt,
-    "gemma2": math.sqrt,
-}
-# What llama.cpp takes where a key is missing, by the number of layers of the whole.
-_BY_DEPTH: Mapping[str, tuple[str, Callable[[int], float]]] = {
-    "minicpm": ("residual_scale", lambda n_layer: 1.4 / math.sqrt(n_layer)),
-}
-
-# Layers that a model of an architecture has at least.
-_LEAST_LAYERS: Mapping[str, int] = {"gemma4": 2}
-
 # Tensors outside of the layers that a slice can have: as they are, by rows of the vocabulary, or (where it is fed with
 # hidden states) as zeros.
 ROPE_FACTORS = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
-_AS_IS = frozenset({"output_norm.weight", "output_norm.bias", *ROPE_FACTORS})
-_LAST_NORM: Mapping[str, frozenset[str]] = dict.fromkeys(("lfm2", "lfm2moe"), frozenset({"token_embd_norm.weight"}))
+_LAST_NORM = "output_norm.weight"
+_LAST_NORM_OTHERWISE = "token_embd_norm.weight"  # beside an output_norm it is the embedding's
+_AS_IS = frozenset({_LAST_NORM, "output_norm.bias", *ROPE_FACTORS})
 _HEAD_BIAS = "output.bias"
 BY_VOCABULARY = frozenset({EMBEDDING, HEAD, _HEAD_BIAS})
 ADDED_TO_INPUT = frozenset({"position_embd.weight"})
 
-# Keys that an override gives to the whole; cut, they would say something else.
-_POSITIONAL = frozenset({
-    *_WHOLE_ONLY, *_LEADING, "attention.sliding_window_pattern", "block_count", "full_attention_interval",
-    "interleave_moe_layer_step", "vocab_size",
-})  # fmt: skip
 INPUT_SCALE = "embedding_scale"
 
 
@@ -111,59 +60,61 @@ def layer_count(metadata: Metadata) -> int:
 def obstacle(source: WeightSource, overrides: Sequence[str] = ()) -> str | None:
     """Why this model cannot be cut between layers at all, or None."""
     arch, metadata, n_layer = source.arch, source.metadata, layer_count(source.metadata)
-    least = _LEAST_LAYERS.get(arch, 1)
-    if n_layer < 2 * least:
-        return f"it has {n_layer} layers, and a slice has {least} at least"
-    depths = _TOLD_BY_DEPTH.get(arch, frozenset())
-    if depths is None or n_layer in depths:
+    known, own = facts(), facts().of(arch)
+    if n_layer < 2 * own.least_layers:
+        return f"it has {n_layer} layers, and a slice has {own.least_layers} at least"
+    if own.is_told_by(n_layer):
         return f"llama.cpp tells which {arch} model it is by its {n_layer} layers"
-    if arch in _TOKENS_ONLY and not any(metadata.get(f"{arch}.rope.dimension_sections") or ()):
+    if own.takes_states == "with sections" and not any(metadata.get(f"{arch}.rope.dimension_sections") or ()):
         return f"llama.cpp's {arch} graph takes nothing but tokens"
-    for name, neutral in _WHOLE_ONLY.items():
-        if (value := metadata.get(f"{arch}.{name}", neutral[0])) not in neutral:
+    for name, neutral in known.ties.items():
+        value = metadata.get(f"{arch}.{name}", neutral)
+        if set(value if isinstance(value, list) else [value]) - {neutral}:
             return f"{arch}.{name} is {value}, which ties layers to others or to the tokens"
     for key, value in metadata.items():
         name = key.removeprefix(f"{arch}.")
-        if name == key or not isinstance(value, list) or name in _NOT_BY_LAYER or set(value) == {_SILENT.get(name)}:
+        if name == key or not isinstance(value, list) or name in known.whole | known.ties.keys():
             continue
-        if name not in _BY_LAYER:
+        if name not in known.by_layer:
             return f"{key} is an array, and it is not known whether by layer"
         if len(value) != n_layer:
             return f"{key} has {len(value)} values for {n_layer} layers"
-    known = _AS_IS | BY_VOCABULARY | ADDED_TO_INPUT | _LAST_NORM.get(arch, frozenset())
     for name in source.tensors:
-        if name not in known and not LAYER.fullmatch(name):
+        if not LAYER.fullmatch(name) and name not in _outside(source.tensors):
             return f"{name} works outside of the layers"
     for text in overrides:
         key = text.partition("=")[0]
-        if key.removeprefix(f"{arch}.") in _POSITIONAL:
+        if key.removeprefix(f"{arch}.") in known.not_to_override:
             return f"an override of {key} says something of the whole model"
     return None
 
 
+def _outside(tensors: Container[str]) -> frozenset[str]:
+    """Tensors that may stand beside those of the layers."""
+    last_norm = _LAST_NORM if _LAST_NORM in tensors else _LAST_NORM_OTHERWISE
+    return _AS_IS | BY_VOCABULARY | ADDED_TO_INPUT | {last_norm}
+
+
 def can_run(source: WeightSource, first: int, stop: int) -> bool:
     """Whether llama.cpp would take the slice, and for the same kind of model; see `cut` for what its layers are."""
-    if stop - first < _LEAST_LAYERS.get(source.arch, 1):
-        return False
-    depths = _TOLD_BY_DEPTH.get(source.arch, frozenset())
-    heads = source.metadata.get(f"{source.arch}.attention.head_count")
+    own, heads = facts().of(source.arch), source.metadata.get(f"{source.arch}.attention.head_count")
     # A first layer without heads turns attention off: sizes of heads are taken from it.
     same_start = not isinstance(heads, list) or bool(heads[first]) == bool(heads[0])
-    return same_start and depths is not None and stop - first not in depths
+    return same_start and stop - first >= own.least_layers and not own.is_told_by(stop - first)
 
 
 def cut(metadata: Metadata, first: int, stop: int) -> dict[str, Any]:
     """What differs in a slice's metadata: key to value. The layers' meaning only; see `write_slice` for the rest."""
     arch, n_layer = metadata["general.architecture"], stop - first
     changes: dict[str, Any] = {f"{arch}.block_count": n_layer}
-    for name in _BY_LAYER:
+    for name in facts().by_layer:
         value = metadata.get(f"{arch}.{name}")
         if isinstance(value, list):
             changes[f"{arch}.{name}"] = value[first:stop]
-    if arch in _BY_DEPTH:
-        name, default = _BY_DEPTH[arch]
-        changes[f"{arch}.{name}"] = metadata.get(f"{arch}.{name}", default(layer_count(metadata)))
-    for name in _LEADING:
+    if (by_depth := facts().of(arch).by_depth) is not None:
+        key = f"{arch}.{by_depth.key}"
+        changes[key] = metadata.get(key, by_depth.value(layer_count(metadata)))
+    for name in facts().leading:
         count = metadata.get(f"{arch}.{name}")
         if isinstance(count, int):
             changes[f"{arch}.{name}"] = min(max(count - first, 0), n_layer)
@@ -184,7 +135,7 @@ def overrides_for(part: Slice, arch: str, overrides: Sequence[str]) -> list[str]
 def input_factor(metadata: Metadata) -> float:
     """What llama.cpp multiplies a fed slice's input with."""
     arch = metadata["general.architecture"]
-    return _INPUT_FACTORS[arch](metadata[f"{arch}.embedding_length"]) if arch in _INPUT_FACTORS else 1.0
+    return facts().of(arch).factor(metadata[f"{arch}.embedding_length"])
 
 
 # -- sizes --------------------------------------------------------------------------------------------

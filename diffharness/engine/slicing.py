@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from diffharness.captures import Capture, CaptureWriter
 from diffharness.engine import slices
-from diffharness.engine.models import Chunks
+from diffharness.engine.models import Chunks, How
 from diffharness.engine.nodes import is_wanted
 from diffharness.engine.runner import Engine, EngineCrash, EngineRun, States
 from diffharness.engine.slice_file import write_slice
@@ -136,25 +137,12 @@ class OneSlice:
         settings: EngineSettings,
         chunks: Chunks,
         out: str | os.PathLike[str],
-        *,
-        taps: Sequence[str] | None = None,
-        overrides: Sequence[str] = (),
-        meta: Mapping[str, str] | None = None,
-        trace: bool = False,
+        **how: Unpack[How],
     ) -> EngineRun:
         """As `Engine.capture`; layers have the numbers that they have in the whole."""
+        how["overrides"] = overrides_for(self.part, self.of.artifact.arch, how.get("overrides", ()))
         with self.of.file(self.part, chunks) as (model, local):
-            return Engine(settings).capture(
-                model,
-                local,
-                out,
-                taps=taps,
-                overrides=overrides_for(self.part, self.of.artifact.arch, overrides),
-                meta=meta,
-                trace=trace,
-                states=self.states,
-                first_layer=self.part.first,
-            )
+            return Engine(settings).capture(model, local, out, states=self.states, first_layer=self.part.first, **how)
 
 
 def described(part: Slice) -> str:

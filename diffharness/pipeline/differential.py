@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from diffharness import verdict
-from diffharness.engine.runner import EngineCrash, EngineRun, check_overrides
+from collections.abc import Collection
+
+from diffharness.engine.runner import EngineCrash, check_overrides
 from diffharness.engine.strict import rope_parameters
 from diffharness.errors import ArtifactFileError, InconclusiveError, UnsupportedError
-from diffharness.fixture import Fixture
 from diffharness.forensics.findings import non_finite_finding
 from diffharness.legs import graph as graph_leg
 from diffharness.legs.graph import GraphOutcome
-from diffharness.metrics import mean_nll, nll_per_position, perplexity
 from diffharness.pipeline import (
     artifact_side,
     early,
@@ -27,30 +26,16 @@ from diffharness.pipeline import (
 from diffharness.pipeline.artifact_side import ArtifactSide
 from diffharness.pipeline.engine_runs import EngineRuns
 from diffharness.pipeline.folder import run_folder
-from diffharness.pipeline.inputs import Inputs, open_inputs
+from diffharness.pipeline.grids import load_grid
+from diffharness.pipeline.inputs import open_inputs
 from diffharness.pipeline.kernel_side import KernelSide
 from diffharness.pipeline.reference_runs import GraphRuns, Logits, Precision
 from diffharness.pipeline.request import RunRequest
-from diffharness.pipeline.subjects import (
-    artifact_subject,
-    checkpoint_subject,
-    engine_subject,
-    fixture_subject,
-    machine_subject,
-)
+from diffharness.pipeline.run_record import Sides, record_of
 from diffharness.pipeline.timing import Timings
 from diffharness.pipeline.work import Work
-from diffharness.records import (
-    Finding,
-    GraphLeg,
-    Legs,
-    RunRecord,
-    Score,
-    Scores,
-    Subject,
-)
+from diffharness.records import Finding, GraphLeg, RunRecord
 from diffharness.reference.runner import Reference
-from diffharness.taps import split
 from diffharness.weights.check import non_finite
 
 _NO_CHECKPOINT = "there is no checkpoint to compare with: give it with --checkpoint"
@@ -64,6 +49,8 @@ def run(request: RunRequest) -> RunRecord:
     With `request.out` the run folder keeps the captures.
     """
     check_overrides(request.overrides)
+    if request.grid is not None:
+        load_grid(request.grid)  # a name that is none ends the run before the engine has run
     timings = Timings()
     with timings.step("total"):
         record = _ended(request, timings)
@@ -82,11 +69,11 @@ def _ended(request: RunRequest, timings: Timings) -> RunRecord:
                 request.engine,
                 need_reference=False,
             )
-        before = _stamps(inputs)
+        before = inputs.stamps()
         with run_folder(request.out) as folder:
             work = Work(request, inputs, folder, timings)
             record = _run(work) if inputs.gap is None else _without_reference(work, inputs.gap)
-        if _stamps(inputs) != before:
+        if inputs.stamps() != before:
             raise InconclusiveError(
                 f"{inputs.artifact.label} or its checkpoint changed while they were being run",
                 hint="the legs saw different files; wait until nothing writes to them, and run again",
@@ -115,8 +102,7 @@ def _run(work: Work) -> RunRecord:
             graph_runs = _graph_runs(work, engine, precision)
         graph = _graph(graph_runs, engine)
         if graph.leg.status == "fail":
-            failing = {split(row.tap)[0] for row in graph.leg.taps if row.ok is False}
-            engine_runs.confirm(engine, work, chosen, failing)
+            engine_runs.confirm(engine, work, chosen, kernel_side.failing_layers(graph))
         kernel = kernel_side.run_all(work, engine, graph, chosen)
         engines, of_engines = engines_ab.ab_rows(work, engine, graph_runs, chosen)
     findings += engine.findings
@@ -133,28 +119,8 @@ def _run(work: Work) -> RunRecord:
     findings += of_engines
 
     artifact = _artifact(work, precision, None if graph_runs is None else graph_runs.logits)
-    findings += [f for f in artifact.outcome.findings if not (broken and f.kind == "artifact.file")]
-
-    legs = Legs(
-        tokens=inputs.tokens.leg,
-        graph=kernel.graph.leg,
-        kernel=kernel.kernel.leg,
-        settings=settings.leg,
-        artifact=artifact.outcome.leg,
-    )
-    return RunRecord(
-        verdict=verdict.decide(findings, legs, model=str(request.model)),
-        first_divergence=graph.first_divergence
-        or kernel.first_divergence
-        or settings.first_divergence
-        or artifact.outcome.first_divergence,
-        legs=legs,
-        scores=_scores(inputs.fixture, graph_runs, artifact.logits, engine),
-        findings=findings,
-        engines=engines,
-        subject=_subject(request, inputs, engine),
-        repro=request.repro,
-    )
+    findings += _unheard_of(artifact, broken)
+    return record_of(work, Sides(engine, kernel, settings, artifact, graph_runs), findings, engines)
 
 
 def _without_reference(work: Work, gap: str) -> RunRecord:
@@ -162,8 +128,7 @@ def _without_reference(work: Work, gap: str) -> RunRecord:
 
     Without the graph leg nothing is said to agree.
     """
-    request, inputs = work.request, work.inputs
-    request.say(f"there is no reference for this file: {gap}")
+    work.request.say(f"there is no reference for this file: {gap}")
     findings, broken = _before_the_legs(work)
     engine = engine_runs.run_native(work, EngineRuns())
     graph = GraphOutcome(GraphLeg(reason=gap), None, [])
@@ -171,23 +136,13 @@ def _without_reference(work: Work, gap: str) -> RunRecord:
     settings = settings_side.run_all(work, engine)
     artifact = _artifact_without_forward(work)
     findings += [_no_reference(gap), *engine.findings, *kernel.kernel.findings, *settings.findings]
-    findings += [f for f in artifact.outcome.findings if not (broken and f.kind == "artifact.file")]
-    legs = Legs(
-        tokens=inputs.tokens.leg,
-        graph=graph.leg,
-        kernel=kernel.kernel.leg,
-        settings=settings.leg,
-        artifact=artifact.outcome.leg,
-    )
-    return RunRecord(
-        verdict=verdict.decide(findings, legs, model=str(request.model)),
-        first_divergence=kernel.first_divergence or settings.first_divergence or artifact.outcome.first_divergence,
-        legs=legs,
-        scores=_scores(inputs.fixture, None, {}, engine),
-        findings=findings,
-        subject=_subject(request, inputs, engine),
-        repro=request.repro,
-    )
+    findings += _unheard_of(artifact, broken)
+    return record_of(work, Sides(engine, kernel, settings, artifact), findings)
+
+
+def _unheard_of(artifact: ArtifactSide, broken: Collection[str]) -> list[Finding]:
+    """The artifact leg's findings, without those on tensors that the scan has told of already."""
+    return [f for f in artifact.outcome.findings if not (broken and f.kind == "artifact.file")]
 
 
 def _no_reference(gap: str) -> Finding:
@@ -284,44 +239,3 @@ def _artifact(work: Work, precision: Precision, artifact_logits: Logits | None) 
     if work.inputs.checkpoint is None:
         return artifact_side.not_run(_NO_CHECKPOINT)
     return artifact_side.run_all(work, work.inputs.checkpoint, precision, artifact_logits)
-
-
-# -- the record ---------------------------------------------------------------------------------------
-
-
-def _score(logits: Logits, fixture: Fixture) -> Score:
-    nll = nll_per_position(logits[fixture.scored_positions()], fixture.next_ids())
-    return Score(ppl=perplexity(nll), nll=mean_nll(nll), n=len(nll))
-
-
-def _scores(fixture: Fixture, graph_runs: GraphRuns | None, others: dict[str, Logits], engine: EngineRuns) -> Scores:
-    by_reference: dict[str, Logits] = {}
-    if graph_runs is not None:
-        by_reference["artifact"] = graph_runs.logits
-        if graph_runs.convention_logits is not None:
-            by_reference["artifact, ggml's conventions"] = graph_runs.convention_logits
-    by_reference |= others
-    by_engine = {name: run.open().read("logits") for name, run in engine.named.items()}
-    return Scores(
-        reference={name: _score(logits, fixture) for name, logits in by_reference.items()},
-        engine={name: _score(logits, fixture) for name, logits in by_engine.items()},
-    )
-
-
-def _subject(request: RunRequest, inputs: Inputs, engine: EngineRuns) -> Subject:
-    artifact, checkpoint, fixture = inputs.artifact, inputs.checkpoint, inputs.fixture
-    native: EngineRun | None = engine.native or engine.strict
-    info = native.info if native is not None else {}
-    return Subject(
-        artifact=artifact_subject(request.model, artifact),
-        checkpoint=checkpoint_subject(request.checkpoint, checkpoint) if request.checkpoint and checkpoint else None,
-        fixture=fixture_subject(fixture),
-        engine=engine_subject(native.settings if native else request.engine, info, request.overrides),
-        machine=machine_subject(),
-    )
-
-
-def _stamps(inputs: Inputs) -> list[tuple[str, int, int]]:
-    """Path, size and time of every file that the legs read one after another."""
-    paths = [*inputs.artifact.paths, *(inputs.checkpoint.paths if inputs.checkpoint else [])]
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]

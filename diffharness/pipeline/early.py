@@ -25,8 +25,12 @@ def no_model(request: RunRequest, error: ArtifactFileError) -> RunRecord:
             evidence={"keys": [row.model_dump() for row in rows]},
         )
         return _record(request, finding, Legs(artifact=ArtifactLeg(status="fail", reason=error.message, metadata=rows)))
-    evidence = {"offset": error.offset, "tensor": error.tensor, "hint": error.hint}
-    return _record(request, Finding(kind="artifact.file", leg=None, message=error.message, evidence=evidence))
+    hint = error.hint or "correct the metadata, or convert the file again"
+    evidence = {"offset": error.offset, "tensor": error.tensor, "hint": hint}
+    # What is said of a metadata key comes from where the file's name is not known.
+    name = request.model.name
+    message = error.message if name in error.message else f"{name}: {error.message}"
+    return _record(request, Finding(kind="artifact.file", leg=None, message=message, evidence=evidence))
 
 
 def no_tokens(request: RunRequest, crash: EngineCrash) -> RunRecord:

@@ -89,7 +89,7 @@ def _strict(work: Work, engine: EngineRuns, graph: GraphOutcome, chosen: Chosen)
     with work.timings.step("replay: strict"):
         if isinstance(chosen.model, SlicedStrict):
             return replay_slices(
-                work, chosen.model, _failing(graph), engine.strict.settings, engine.strict.capture, rows
+                work, chosen.model, failing_layers(graph), engine.strict.settings, engine.strict.capture, rows
             )
         with open_gguf(chosen.model.path) as strict:
             tokens, overrides = [int(each) for each in work.inputs.fixture.ids[rows]], work.request.overrides
@@ -99,7 +99,7 @@ def _strict(work: Work, engine: EngineRuns, graph: GraphOutcome, chosen: Chosen)
             return replay_leg(recording, work.request.tolerances, work.request.say)
 
 
-def _failing(graph: GraphOutcome) -> set[int | None]:
+def failing_layers(graph: GraphOutcome) -> set[int | None]:
     """Layers with a tap that fails; None outside of them."""
     return {split(row.tap)[0] for row in graph.leg.taps if row.ok is False}
 
@@ -113,7 +113,7 @@ def _until(fixture: Fixture, first: Divergence | None, at_least: int) -> slice:
 
 def attributed(graph: GraphOutcome, strict: KernelOutcome) -> GraphOutcome:
     """The graph leg's outcome, acquitted where wrong kernels account for every layer that fails."""
-    if strict.first is None or not _failing(graph) <= strict.layers:
+    if strict.first is None or not failing_layers(graph) <= strict.layers:
         return graph
     why = f"a wrong kernel accounts for it: {strict.first.node} ({strict.first.op})"
     leg = graph.leg.model_copy(update={"reason": f"{graph.leg.reason}; {why}"})

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from diffharness.errors import BadInputError, CheckpointError
-from diffharness.weights.checkpoint import VOCABULARY, Checkpoint, read_json
+from diffharness.weights.checkpoint import VOCABULARY, Checkpoint
+from diffharness.weights.checkpoint_files import read_json
 from diffharness.weights.gguf_file import GgufFile, open_gguf
 from diffharness.weights.source import EMBEDDING, Float32Array, IntArray, TensorInfo, WeightSource
 from diffharness.weights.vocab import tokenizer_metadata

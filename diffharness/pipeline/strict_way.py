@@ -32,9 +32,6 @@ from diffharness.settings import configs_dir, load_yaml
 from diffharness.weights.gguf_file import GgufFile
 from diffharness.weights.source import Metadata, WeightSource
 
-# Kinds of layers that a slice of an architecture may lack.
-_MAY_LACK: Mapping[str, frozenset[str]] = dict.fromkeys(("gemma2", "gemma3", "gemma4"), frozenset({"global"}))
-
 
 class Limit(BaseModel):
     """A number, and why it is that."""
@@ -158,12 +155,17 @@ def possible_pieces(source: WeightSource) -> list[tuple[int, int]]:
 
 
 def _needed_kinds(source: WeightSource) -> list[set[int]]:
-    """The layers of each kind of which every slice needs one: llama.cpp makes a cache, or an input, for each kind."""
+    """The layers of each kind of which every slice needs one: llama.cpp makes a cache, or an input, for each kind.
+
+    Beside layers that slide it can do without the others, whose cache and inputs then stay empty.
+    """
     model = archs.build(source.metadata)
     kinds: dict[str, set[int]] = {}
     for il in range(model.n_layer):
         kinds.setdefault(model.layer_kind(il), set()).add(il)
-    return [layers for kind, layers in kinds.items() if kind not in _MAY_LACK.get(source.arch, ())]
+    if kinds.keys() == {"sliding", "global"}:
+        del kinds["global"]
+    return list(kinds.values())
 
 
 def _same_model(metadata: Metadata, part: Slice) -> bool:

@@ -31,6 +31,8 @@ from diffharness.weights.source import TensorInfo, WeightSource
 from diffharness.weights.synth import SynthSource
 
 _FLOATS = ("F32", "F16", "BF16")
+_NO_WEIGHTS = frozenset(("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"))  # no quantizer of ggml's makes them
+_LONGEST = (1 << 31) - 1
 _MOST_ELEMENTS = 1 << 29  # of one tensor, which is in memory as a whole: 2 GiB
 
 
@@ -57,8 +59,14 @@ def run(request: SynthRequest) -> SynthRecord:
     dies.
     """
     type_name = request.type_name.upper()
-    if type_name not in BLOCKS:
-        raise BadInputError(f"expected a tensor type, found {request.type_name!r}", hint=f"known: {', '.join(BLOCKS)}")
+    known = [name for name in BLOCKS if name not in _NO_WEIGHTS]
+    if type_name not in known:
+        raise BadInputError(f"expected a tensor type, found {request.type_name!r}", hint=f"known: {', '.join(known)}")
+    if request.sizes.n_ctx > _LONGEST:
+        raise BadInputError(
+            f"expected a context of at most {_LONGEST} positions, found {request.sizes.n_ctx}",
+            hint="llama.cpp reads it as 32 bits",
+        )
     if request.n_tokens > request.sizes.n_ctx:
         raise BadInputError(
             f"expected a fixture no longer than the model's context of {request.sizes.n_ctx}, found {request.n_tokens}",

@@ -243,9 +243,14 @@ def taps(rows: Sequence[TapRow], title: str, *, graph: bool) -> Table:
 
 
 def findings(record: RunRecord, most: int | None = None) -> list[str]:
-    """Guilty findings first, without the one that the verdict's summary tells; the last line counts those left out."""
+    """Guilty findings first, without the one that the verdict's summary tells; the last line counts those left out.
+
+    An accusation that is none of the verdict's is not repeated: NaN in the file explains it.
+    """
     told = next((finding for finding in record.findings if finding.kind == record.verdict.primary), None)
-    ordered = sorted((f for f in record.findings if f is not told), key=lambda finding: finding.kind is None)
+    holding = {None, "inconclusive", *record.verdict.all}
+    held = [finding for finding in record.findings if finding is not told and finding.kind in holding]
+    ordered = sorted(held, key=lambda finding: finding.kind is None)
     shown = ordered if most is None or len(ordered) <= most else ordered[: most - 1]
     lines = [_finding(finding) for finding in shown]
     if len(shown) < len(ordered):

@@ -23,6 +23,7 @@ def document(record: GradeRecord, *, full: bool = False) -> Document:
     sections = [
         Section(pairs=_about(record), tables=[_perplexity(record)]),
         *_kl(record),
+        *_noise(record),
         *_control(record),
         *_curves(record),
         *_pairs(record),
@@ -75,7 +76,7 @@ def _about(record: GradeRecord) -> list[tuple[str, str]]:
 
 def _perplexity(record: GradeRecord) -> Table:
     with_engine = any(row.engine is not None for row in record.rows)
-    head = ["artifact", "size", "bits/weight", "PPL"]
+    head = ["artifact", "size", "bpw", "PPL"]
     head += ([LLAMA] if with_engine else []) + (["ln(PPL/base)"] if record.base else [])
     rows: list[tuple[str, ...]] = []
     if record.base is not None:
@@ -117,6 +118,30 @@ def _kl(record: GradeRecord) -> list[Section]:
         Table("Agreement, in %", ("artifact", "same top", "mean Δp", "RMS Δp", "correlation"), agreement, numeric=True),
     ]
     return [Section(tables=tables)]
+
+
+def _noise(record: GradeRecord) -> list[Section]:
+    """What products in bfloat16 cost, and what is too small to be seen through that."""
+    noise = record.bf16
+    if noise is None:
+        return []
+    stats = noise.statistics
+    cells = [scientific(noise.nmse), with_error(stats.kl, scientific)]
+    cells += [scientific(stats.kl_quantiles[name]) for name in _SHOWN] + [percents(stats.top1)]
+    head = (f"first {stats.n} tokens", "NMSE", "mean KL", *_SHOWN.values(), "same top, %")
+    title = "Noise of --matmul bf16, against float32 on the same tokens and weights"
+    told = [(row.label, row.within_noise) for row in record.rows]
+    told += [(f"{row.label} in {LLAMA}", row.engine.within_noise) for row in record.rows if row.engine is not None]
+    hidden = [label for label, within in told if within]
+    remarks = [
+        f"A mean KL, or a difference of mean KL or NLL, up to {scientific(noise.limit)} nats (twice the noise, as both "
+        "sides are rounded) ranks nothing; without --matmul bf16 it would"
+    ]
+    if hidden:
+        remarks.append(f"Within the noise: mean KL of {', '.join(hidden)}")
+    if noise.supported is False:
+        remarks.append("This CPU has neither AVX512-BF16 nor AMX: without --matmul bf16 it is faster as well")
+    return [Section(tables=[Table(title, head, [(noise.label, *cells)], numeric=True)], remarks=remarks)]
 
 
 def _control(record: GradeRecord) -> list[Section]:
@@ -208,6 +233,8 @@ def _pair_table(title: str, word: str, pairs: Sequence[tuple[PairRow, Paired]]) 
         by = decimals(abs(found.mean), 5) + ("" if found.error is None else f" ± {found.error:.5f}")
         z = NONE if found.z is None else f"{abs(found.z):.1f}"
         told = "yes" if found.told_apart else "too few positions" if found.error is None else "no"
+        if found.within_noise:
+            told = "within noise"
         rows.append((first, second, by, z, told))
     return Table(title, (word, "than", "by, nats", "z", "told apart"), rows, numeric=True)
 

@@ -36,14 +36,14 @@ def layers(record: RunRecord, most: int | None = MOST_LAYERS) -> Table | None:
     rows = noise.layers if most is None else _some(noise.layers, most)
     of = "" if len(rows) == len(noise.layers) else f", {len(rows)} of {len(noise.layers)} rows"
     title = f"Native run, {noise.tokens} tokens{of}: NMSE of each layer's own steps, and what its output inherited"
-    head = ("layer", "kind", "local", "at", "floor", "without rounding", "inherited", "expected", "")
+    # Heads that fold to seven or eight characters, so that the table stands in 80 columns.
+    head = ("layer", "local", "at", "floor", "not rounded", "inherited", "to expect", "")
     return Table(title, head, [_row(row) for row in rows], numeric=True)
 
 
 def _row(row: NativeLayer) -> tuple[str, ...]:
     return (
-        "" if row.layer is None else str(row.layer),
-        clean(row.kind, 20),
+        clean(" ".join(("" if row.layer is None else str(row.layer), row.kind)).strip(), 25),
         scientific(row.nmse_local),
         clean((row.tap or "").split(".")[-1], 20),
         scientific(row.floor),

@@ -40,7 +40,7 @@ def report(record: RunRecord) -> RenderableType:
     if of_noise:
         parts += [Text(), Text("Noise of the native run", style="bold"), pairs(of_noise)]
     if by_layer is not None:
-        parts += [Text(), table(by_layer, words=2, cell=_CELL)]
+        parts += [Text(), table(by_layer, cell=_CELL)]
     of_engines, engine_notes = engines.table(record), engines.notes(record)
     if of_engines is not None:
         parts += [Text(), table(of_engines, words=2, cell=_CELL)]
@@ -61,9 +61,14 @@ def commands(record: RunRecord) -> list[Text]:
 
 
 def line(record: RunRecord) -> str:
-    """The verdict and the first divergence, or what the verdict says, as one line."""
-    told = _content.divergence(record) or record.verdict.summary
-    return f"{', '.join(record.verdict.all)}: {told}"
+    """The verdict, the first divergence or what the verdict says, and the next step, as one line."""
+    verdict = record.verdict
+    # What diverges in a file that holds NaN says nothing of where the NaN is.
+    where = None if verdict.primary == "artifact.file" else _content.divergence(record)
+    told = f"{', '.join(verdict.all)}: {where or clean(verdict.summary)}"
+    if verdict.next_step is None:
+        return told
+    return f"{told.rstrip('.')}. Next: {clean(verdict.next_step, _content.COMMAND)}"
 
 
 def print_record(record: RunRecord, console: Console) -> None:

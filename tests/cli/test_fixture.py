@@ -12,6 +12,7 @@ from click.testing import Result
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from typer.testing import CliRunner
 
+from diffharness.cli import _tokenizers
 from diffharness.cli import fixture as command
 from diffharness.cli.main import Commands
 from diffharness.fixture import Fixture, from_ids, load_fixture, save_fixture, text_path
@@ -64,7 +65,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    monkeypatch.setattr(command, "engine_ids", lambda path, texts: [words(t) for t in texts])
+    monkeypatch.setattr(_tokenizers, "engine_ids", lambda path, texts: [words(t) for t in texts])
     return path
 
 
@@ -164,7 +165,7 @@ def test_verify_prints_the_first_difference(
 ) -> None:
     other = words(TEXT)
     other[3] = 1
-    monkeypatch.setattr(command, "engine_ids", lambda path, texts: [other for _ in texts])
+    monkeypatch.setattr(_tokenizers, "engine_ids", lambda path, texts: [other for _ in texts])
     result = call("verify", made, "--checkpoint", checkpoint, "--model", model)
     assert result.exit_code == 1
     assert "verdict: tokens" in result.stdout

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from diffharness.cli.main import app
@@ -59,3 +61,25 @@ def test_markdown(tmp_path: Path) -> None:
     assert code == 0
     shown = (tmp_path / "g.md").read_text()
     assert "Same top p, % | 100.000" in shown.replace("\\", "")
+
+
+def test_products_in_bfloat16_are_an_option_of_grade_alone() -> None:
+    code, output = grade(CLEAN, "--against", CLEAN, "--matmul", "bf16")
+    assert code == 0 and "Noise of --matmul bf16" in output and "Within the noise: mean KL of" in output
+    assert grade(CLEAN, "--matmul", "bf16", "--dtype", "float64")[0] == 2
+    assert grade(CLEAN, "--matmul", "fp8")[0] == 2
+    assert "--matmul" not in grade(CLEAN)[1]
+
+
+@pytest.mark.parametrize("command", sorted(command.name or "" for command in app.registered_commands))
+def test_no_other_command_has_it(command: str) -> None:
+    found = "--matmul" in {name for one in _options(command) for name in one}
+    assert found == (command == "grade")
+    if command != "grade":
+        result = CliRunner().invoke(app, [command, "--matmul", "bf16"])
+        assert result.exit_code == 2 and "No such option" in result.output
+
+
+def _options(command: str) -> list[list[str]]:
+    made: Any = typer.main.get_command(app)
+    return [parameter.opts for parameter in made.commands[command].params]

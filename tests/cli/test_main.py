@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from diffharness import __version__
-from diffharness.cli import _common
+from diffharness.cli import _models, _output
 from diffharness.cli.main import app
 from diffharness.errors import BadInputError, OutputError
 
@@ -40,7 +40,7 @@ def run_main(code: str, *args: str) -> subprocess.CompletedProcess[str]:
         "import sys, typer, signal, os\n"
         "from diffharness import errors\n"
         "from diffharness.cli import main\n"
-        "from diffharness.cli._common import VerboseOption\n"
+        "from diffharness.cli._options import VerboseOption\n"
         "@main.app.command()\n"
         f"def planted(verbose: VerboseOption = 0):\n    {code}\n"
         f"sys.argv = ['diffharness', 'planted', *{list(args)!r}]\n"
@@ -51,6 +51,12 @@ def run_main(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 def test_there_are_commands() -> None:
     assert {"run", "archs", "doctor"} <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_flows_to_any_width(name: str) -> None:
+    assert COMMANDS[name].help
+    assert all("\n" not in paragraph for paragraph in COMMANDS[name].help.split("\n\n"))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -193,9 +199,9 @@ def test_write_text_is_whole_or_nothing(tmp_path: Path) -> None:
     target = tmp_path / "out.json"
     target.write_text("before")
     with pytest.raises(UnicodeEncodeError):
-        _common.write_text(target, "after \ud800")
+        _output.write_text(target, "after \ud800")
     assert target.read_text() == "before"
-    _common.write_text(target, "after")
+    _output.write_text(target, "after")
     assert target.read_text() == "after"
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
 
@@ -204,12 +210,12 @@ def test_write_text_leaves_devices_pipes_and_links_what_they_are(tmp_path: Path)
     pipe, link = tmp_path / "pipe", tmp_path / "link.json"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    _common.require_writable(pipe)
-    _common.write_text(pipe, "through")
+    _output.require_writable(pipe)
+    _output.write_text(pipe, "through")
     assert os.read(reader, 99) == b"through" and pipe.is_fifo()
     os.close(reader)
     link.symlink_to("target.json")
-    _common.write_text(link, "x")
+    _output.write_text(link, "x")
     assert link.is_symlink() and (tmp_path / "target.json").read_text() == "x"
 
 
@@ -217,32 +223,32 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for bad in (tmp_path / "missing" / "out.json", tmp_path, tmp_path / "file" / "out.json"):
         with pytest.raises(OutputError, match="cannot write"):
-            _common.write_text(bad, "x")
+            _output.write_text(bad, "x")
         with pytest.raises(OutputError, match="cannot write"):
-            _common.require_writable(None, _common.STDOUT, bad)
+            _output.require_writable(None, _output.STDOUT, bad)
     with pytest.raises(OutputError, match="cannot write"):
-        _common.make_folder(tmp_path / "file" / "run")
+        _output.make_folder(tmp_path / "file" / "run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
 def test_require_writable_leaves_nothing(tmp_path: Path) -> None:
-    _common.require_writable(tmp_path / "out.json")
+    _output.require_writable(tmp_path / "out.json")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_one_result_takes_standard_output() -> None:
-    assert _common.taken(_common.STDOUT, None)
-    assert not _common.taken(Path("out.json"), None)
+    assert _output.taken(_output.STDOUT, None)
+    assert not _output.taken(Path("out.json"), None)
     with pytest.raises(BadInputError, match="at most one"):
-        _common.taken(_common.STDOUT, _common.STDOUT)
+        _output.taken(_output.STDOUT, _output.STDOUT)
     with pytest.raises(BadInputError, match="at most one"):
-        _common.require_writable(_common.STDOUT, _common.STDOUT)
+        _output.require_writable(_output.STDOUT, _output.STDOUT)
 
 
 def test_split_parts() -> None:
-    assert _common.split_parts("m.gguf") == ["m.gguf"]
-    assert _common.split_parts("one-of-2.gguf") == ["one-of-2.gguf"]
-    assert _common.split_parts("q/m-00001-of-00003.gguf") == [f"q/m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    assert _models.split_parts("m.gguf") == ["m.gguf"]
+    assert _models.split_parts("one-of-2.gguf") == ["one-of-2.gguf"]
+    assert _models.split_parts("q/m-00001-of-00003.gguf") == [f"q/m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
 
 
 def test_model_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,15 +262,15 @@ def test_model_path(monkeypatch: pytest.MonkeyPatch) -> None:
         return f"/cache/{file}"
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert _common.model_path("a/b.gguf") == Path("a/b.gguf")
-    assert _common.model_path("hf://owner/repo@v1/q/m-00001-of-00002.gguf") == Path("/cache/q/m-00001-of-00002.gguf")
+    assert _models.model_path("a/b.gguf") == Path("a/b.gguf")
+    assert _models.model_path("hf://owner/repo@v1/q/m-00001-of-00002.gguf") == Path("/cache/q/m-00001-of-00002.gguf")
     assert asked == [("owner/repo", f"q/m-0000{i}-of-00002.gguf", "v1") for i in (1, 2)]
     with pytest.raises(BadInputError, match="expected hf://"):
-        _common.model_path("hf://owner/repo")
+        _models.model_path("hf://owner/repo")
 
     def offline(*args: object, **kwargs: object) -> str:
         raise LocalEntryNotFoundError("no")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(BadInputError, match="not in the local cache"):
-        _common.model_path("hf://owner/repo/m.gguf")
+        _models.model_path("hf://owner/repo/m.gguf")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffharness.cli import _request
-from diffharness.cli._common import ARGUMENTS
+from diffharness.cli import _models, _request
+from diffharness.cli._request import ARGUMENTS
 
 
 def test_settings_are_native_unless_named_and_threads_are_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +19,7 @@ def test_settings_are_native_unless_named_and_threads_are_both_sides(monkeypatch
 
 
 def test_the_embedded_model_is_there() -> None:
-    own = _request.embedded()
+    own = _models.embedded()
     assert own.model.is_file() and own.checkpoint.is_dir() and Path(own.fixture).is_file()
 
 

@@ -57,6 +57,8 @@ def test_rows_too_narrow_for_the_type_are_told(tmp_path: Path) -> None:
         (["llama", "--heads", 3, "--kv-heads", 2], "makes no model"),
         (["qwen3moe", "--experts", 2, "--experts-used", 4], "experts"),
         (["llama", "--type", "Q9_X"], "expected a tensor type"),
+        (["llama", "--type", "Q8_K"], "expected a tensor type"),  # ggml's type of activations: nothing quantizes to it
+        (["llama", "--context", 1 << 31], "expected a context of at most 2147483647"),
         (["llama", "--set", "no value"], "expected KEY=VALUE"),
         (["llama", "--set", 'hidden_act="tanh"'], "makes no model"),
         (["llama", "--set", 'num_hidden_layers="many"'], "makes no model"),

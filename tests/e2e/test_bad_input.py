@@ -108,6 +108,8 @@ def test_missing_extra_and_misshapen_tensors(tmp_path: Path, pair: Pair) -> None
     refused(invoke(misshapen, "--fixture", pair.fixture), "blk.0.attn_norm.weight", "shape")
     deeper = rewritten(pair, tmp_path / "extra.gguf", kv={"llama.block_count": 2})
     refused(invoke(deeper, "--fixture", pair.fixture), "blk.2.")
+    deepest = rewritten(pair, tmp_path / "deepest.gguf", kv={"llama.block_count": 500_000_000})
+    refused(invoke(deepest, "--fixture", pair.fixture), "deepest.gguf: metadata key", "at most 4096", "hint: ")
 
 
 def copied(pair: Pair, folder: Path) -> Path:
@@ -205,6 +207,7 @@ def test_bad_settings(tmp_path: Path, pair: Pair) -> None:
     refused(invoke(pair.gguf, *with_fixture, "--override-kv", "llama.rope.freq_base=9"), "KEY=TYPE:VALUE")
     refused(invoke(pair.gguf, *with_fixture, "--override-kv", "llama.rope.freq_base=int:9"), "float:VALUE")
     refused(invoke(pair.gguf, *with_fixture, "--device", "toaster"), "toaster")
+    refused(invoke("no-model.gguf", *with_fixture, "--grid", "fine"), "no grid is called fine")  # before any work
     settings = tmp_path / "engine.yaml"
     settings.write_text("n_ubatch: many\n")
     refused(invoke(pair.gguf, *with_fixture, "--engine", settings), "n_ubatch")

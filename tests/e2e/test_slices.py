@@ -75,16 +75,20 @@ def test_every_tap_is_the_same(make_pair: MakePair, tmp_path: Path, case: str) -
 
 # architecture, and the number of slices of 9 layers that are cut as finely as can be
 OTHERS = [
+    ("cohere2", 3),
+    ("cohere2moe", 4),
     ("deepseek2", 9),  # dense layers first, latent attention
+    ("exaone-moe", 7),
     ("gemma", 9),  # any input is scaled
-    ("gpt-oss", 4),  # layers in turn slide, and a slice has both kinds
+    ("gpt-oss", 5),  # layers in turn slide, and a slice has one that does
     ("gpt2", 9),  # learned positions
     ("granite", 9),  # a scale of the embedding, by a key
+    ("granite_swa", 4),
     ("llama4", 2),  # every fourth layer is not turned, every second routes
     ("lfm2", 3),  # short convolutions and attention
     ("mamba", 9),
     ("minicpm", 9),  # a scale that goes by the number of layers
-    ("olmo2", 2),
+    ("olmo2", 7),
     ("qwen2vl", 9),  # four positions for each token
     ("qwen3next", 2),
     ("qwen3vl", 9),  # inputs that are wider than the layers

@@ -55,7 +55,7 @@ def test_what_is_said_by_layer_is_cut() -> None:
         ({"something.new": [1, 2]}, "something.new is an array"),
         ({"feed_forward_length": [1, 2, 3]}, "has 3 values for 2 layers"),
         ({"deepstack_mapping": [-1] * 8}, None),
-        ({"deepstack_mapping": [-1, 0]}, "deepstack_mapping is an array"),
+        ({"deepstack_mapping": [-1, 0]}, "deepstack_mapping is [-1, 0], which ties layers"),
         ({"block_count": 1}, "1 layers"),
         ({}, None),
     ],
@@ -69,6 +69,8 @@ def test_a_tensor_outside_of_the_layers_is_an_obstacle() -> None:
     source = tiny()
     more = replace(source, arrays={**source.arrays, "token_embd_norm.weight": np.ones(64, dtype=np.float32)})
     assert obstacle(more) == "token_embd_norm.weight works outside of the layers"
+    del more.arrays["output_norm.weight"]  # type: ignore[attr-defined]
+    assert obstacle(more) is None, "where it is the last norm, as lfm2 has it"
 
 
 def test_overrides_of_the_whole_are_an_obstacle() -> None:

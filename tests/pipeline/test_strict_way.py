@@ -18,6 +18,8 @@ from diffharness.records import StrictWay
 from diffharness.reference import archs
 from diffharness.settings import configs_dir, data_dir, load_engine, load_tolerances, load_yaml
 from diffharness.weights.gguf_file import GgufFile, open_gguf
+from diffharness.weights.names._map import Sizes
+from diffharness.weights.synth import SynthSource
 
 LIMITS = load_yaml(Limits, configs_dir() / "strict.yaml")
 MODEL = data_dir("fixtures") / "tiny-gemma4" / "tiny-gemma4-Q4_K_M.gguf"
@@ -77,6 +79,27 @@ def test_asked_for(artifact: GgufFile, machine: Any, tmp_path: Path) -> None:
 
 def test_pieces_are_as_short_as_the_engine_allows(artifact: GgufFile) -> None:
     assert possible_pieces(artifact) == [(il, il + 2) for il in range(0, 12, 2)]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "starts"),
+    [
+        (["sliding", "global"], [0, 1]),  # a slice may lack what does not slide, but not what does
+        (["chunked", "global"], [0, 2]),
+        (["sliding", "global", "sliding", "sliding"], [0, 1, 3, 4, 5, 7]),
+        (["chunked", "global", "chunked", "chunked"], [0, 2]),
+        (["recurrent", "global", "global", "global"], [0, 2]),
+        (["global"], [0, 1, 2, 3]),
+    ],
+)
+def test_a_slice_has_a_layer_of_each_kind_that_the_engine_needs(
+    monkeypatch: pytest.MonkeyPatch, kinds: list[str], starts: list[int]
+) -> None:
+    n_layer = 8 if len(kinds) == 4 else 4
+    source = SynthSource("llama", Sizes(n_layer=n_layer))
+    monkeypatch.setattr(type(archs.build(source.metadata)), "layer_kind", lambda self, il: kinds[il % len(kinds)])
+    monkeypatch.setattr(strict_way, "_same_model", lambda metadata, part: True)
+    assert possible_pieces(source) == list(zip(starts, [*starts[1:], n_layer], strict=True))
 
 
 def test_an_architecture_without_a_reference(

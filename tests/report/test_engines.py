@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffharness.cli import _output
 from diffharness.records import EngineRow, RunRecord
 from diffharness.report import html, markdown, terminal
 from tests.report.conftest import EVIL, stats
@@ -40,5 +41,14 @@ def test_what_it_quotes_is_harmless(hostile: RunRecord) -> None:
 
 
 def test_one_line_says_verdict_and_first_divergence(plain: RunRecord, hostile: RunRecord) -> None:
-    assert terminal.line(plain) == "agree: everything that was compared agrees (graph)."
+    assert terminal.line(plain).startswith("agree: everything that was compared agrees (graph).")
     assert terminal.line(hostile).startswith("engine.graph, tokens: First divergence in the graph leg at x")
+
+
+def test_one_line_ends_with_the_next_step(plain: RunRecord) -> None:
+    command = f"diffharness run {'long/' * 200}model.gguf"
+    verdict = plain.verdict.model_copy(update={"next_step": command, "summary": "s" * 9000})
+    shown = terminal.line(plain.model_copy(update={"verdict": verdict}))
+    assert shown.endswith(f". Next: {command}") and len(shown) < _output.LINE
+    none = verdict.model_copy(update={"next_step": None, "summary": "everything agrees."})
+    assert terminal.line(plain.model_copy(update={"verdict": none})) == "agree: everything agrees."

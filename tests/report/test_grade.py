@@ -8,7 +8,7 @@ from diffharness import kld
 from diffharness.forensics.loss import beyond_control
 from diffharness.paired import paired
 from diffharness.records import ArtifactSubject, Finding, FixtureSubject
-from diffharness.records.grade import BaseRow, EngineGrade, GradeRecord, GradeRow, PairRow, PositionBucket
+from diffharness.records.grade import BaseRow, Bf16Noise, EngineGrade, GradeRecord, GradeRow, PairRow, PositionBucket
 from diffharness.report.document import to_markdown, to_text
 from diffharness.report.grade import document
 from tests.report.conftest import EVIL
@@ -117,3 +117,19 @@ def test_without_a_base_and_with_hostile_names() -> None:
         assert "\x1b" not in shown and "\u202e" not in shown
         assert "KL from" not in shown and "Mean NLL" in shown
     assert "<script>" not in to_markdown(document(found))
+
+
+def test_the_noise_of_bf16() -> None:
+    noise = Bf16Noise(label="checkpoint", nmse=4e-5, statistics=stats(0.01), limit=3e-4, supported=False)
+    near, far = row("near.gguf", within_noise=True), row("far.gguf", within_noise=False)
+    assert near.engine is not None
+    near.engine.within_noise = True
+    hidden = pair("near.gguf", "far.gguf", 0.3)
+    hidden.nll = hidden.nll.model_copy(update={"within_noise": True, "told_apart": False})
+    for shown in (to_text, to_markdown):
+        text = shown(document(record(near, far, bf16=noise, pairs=[hidden]))).replace("\\", "")
+        for told in ("first 200 tokens", "4.0e-05", "up to 3.0e-04 nats", "near.gguf in llama.cpp", "within noise",
+                     "neither AVX512-BF16 nor AMX"):  # fmt: skip
+            assert told in " ".join(text.split()), told
+        assert "mean KL of near.gguf, near.gguf in llama.cpp" in " ".join(text.split())  # and of no other
+    assert "oise" not in to_text(document(record(row("near.gguf"), row("far.gguf"))))

@@ -62,7 +62,7 @@ def test_few_layers_are_all_shown_in_order(noisy: RunRecord) -> None:
     assert noisy.legs.kernel.noise is not None
     noisy.legs.kernel.noise.layers = noisy.legs.kernel.noise.layers[:9]
     table = noise.layers(noisy)
-    assert table is not None and [row[0] for row in table.rows] == [str(il) for il in range(9)]
+    assert table is not None and [row[0] for row in table.rows] == [f"{il} global" for il in range(9)]
     assert "rows" not in table.title
 
 
@@ -70,7 +70,7 @@ def test_of_many_layers_the_failing_and_both_ends_are_shown(noisy: RunRecord) ->
     table = noise.layers(noisy, 6)
     assert table is not None
     shown = [row[0] for row in table.rows]
-    assert len(shown) <= 6 and shown[0] == "0" and "17" in shown and shown[-1] == ""
+    assert len(shown) <= 6 and shown[0] == "0 global" and "17 global" in shown and shown[-1] == "head"
     whole = noise.layers(noisy, None)
     assert whole is not None and len(whole.rows) == 31
 
@@ -120,4 +120,11 @@ def test_the_worst_case_still_fits_an_issue_and_no_string_becomes_markup(hostile
 
 def test_the_page_has_every_layer(noisy: RunRecord) -> None:
     page = html.to_html(noisy)
-    assert "Noise of the native run" in page and page.count("<td>global</td>") + page.count(">global<") >= 30
+    assert "Noise of the native run" in page and all(f">{il} global<" in page for il in range(30))
+
+
+def test_at_80_columns_no_word_of_the_table_is_cut(noisy: RunRecord) -> None:
+    text = terminal.to_text(noisy, width=80).split("Native run")[1]
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for word in ("layer", "rounded", "inherited", "expect", "17 global", "ffn_out", "head"):
+        assert word in text, word

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from diffharness.records import LayerRow, RunRecord
+from diffharness.records import Divergence, Finding, LayerRow, RunRecord, Verdict
 from diffharness.report import terminal
 from diffharness.settings import EngineSettings
 
@@ -81,3 +81,19 @@ def test_only_settings_that_differ_are_shown(plain: RunRecord) -> None:
 def test_the_machine_in_words(plain: RunRecord) -> None:
     plain.subject.machine = {"cpu": "EPYC", "flags": ["avx2"], "cores": 2, "memory_bytes": 1 << 34, "python": "3.11.7"}
     assert "EPYC · avx2 · 2 cores · 16.0 GiB · Python 3.11.7" in terminal.to_text(plain)
+
+
+def test_accusations_that_nan_in_the_file_explains_are_not_repeated(plain: RunRecord) -> None:
+    nan = "the file holds NaN or infinity: 1 values in blk.1.attn_norm.weight"
+    plain.findings = [
+        Finding(kind="artifact.file", leg="artifact", message=nan),
+        Finding(kind="engine.graph", leg="graph", message="llama.cpp computes something else"),
+        Finding(kind=None, leg="kernel", message="the first value that is not finite"),
+    ]
+    plain.first_divergence = Divergence(leg="graph", tap="blk.1.attn_norm", layer=1, token=0, nmse=float("inf"))
+    plain.verdict = Verdict(primary="artifact.file", all=["artifact.file"], summary=f"{nan}.", next_step=None)
+    text = terminal.to_text(plain)
+    assert "something else" not in text and "kernel: the first value that is not finite" in text
+    assert terminal.line(plain) == f"artifact.file: {nan}."
+    plain.verdict = Verdict(primary="engine.graph", all=["engine.graph"], summary="x", next_step=None)
+    assert "First divergence" in terminal.line(plain)  # elsewhere, where it begins is what tells most

@@ -18,8 +18,7 @@ from diffharness.reference.archs import Build
 from diffharness.reference.archs.baichuan import Baichuan
 from diffharness.reference.archs.phimoe import PhiMoe
 from diffharness.reference.hparams import HyperParameters
-from diffharness.reference.hypotheses import altered
-from diffharness.reference.hypotheses._altering import Seen
+from diffharness.reference.hypotheses import Seen, altered
 from diffharness.reference.model import Weights
 from diffharness.reference.steps import Steps
 from diffharness.taps import split
