@@ -13,11 +13,11 @@ same with its bias. Found by dumping graphs and reading llama.cpp's src/models. 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from diffharness.taps import layer_tap
+from diffharness.taps import layer_tap, split
 
 Key = tuple[str, str]  # (op, tensor below `blk.N.`) or (op, node name without `-N`)
 Taps = tuple[str, ...]
@@ -346,6 +346,23 @@ class NodeTable:
             found += _look_up(self.by_weight, op, source, _WEIGHT.fullmatch(source) or _NODE.fullmatch(source))
         found += _look_up(self.by_name, op, name, _NODE.fullmatch(name))
         return list(dict.fromkeys(found))
+
+    def holders(self, tap: str, has: Callable[[str], bool]) -> list[str]:
+        """The nodes that may hold a tap, in words: `MUL_MAT of blk.3.attn_q.weight`, `ROPE Qcur-3`.
+
+        `has` tells of a tensor whether the file has it.
+        """
+        layer, name = split(tap)
+        found = []
+        for (op, stem), taps in self.by_weight.items():
+            tensor = stem if layer is None else layer_tap(layer, stem)
+            if name in taps and has(tensor):
+                found.append(f"{op} of {tensor}")
+        for (op, stem), taps in self.by_name.items():
+            if name in taps:
+                node = stem if layer is None else f"{stem}-{layer}"
+                found.append(node if op == ANY else f"{op} {node}")
+        return found
 
 
 def _look_up(table: Mapping[Key, Taps], op: str, text: str, inside: re.Match[str] | None) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffharness.engine.nodes import table_for
 from diffharness.layers import ranges
 from diffharness.legs._trials import LocalTrials
 from diffharness.records import TapRow
@@ -19,9 +20,11 @@ from diffharness.reference.local import Chunk
 from diffharness.reference.steps import Steps
 from diffharness.row_sums import QUIET_SHARE
 from diffharness.taps import graph_order, layer_tap
+from diffharness.words import listed
 
 _ENERGY = 0.99
 _PAIRS = 16  # whose angles are told
+_NODES = 6  # of llama.cpp that are told
 _WIDEST = 4096  # columns of the error whose rank is counted: more tell no more
 
 
@@ -105,4 +108,15 @@ def _words(facts: Facts, scene: Scene, wrong: Tensor) -> list[str]:
     for name, values in facts.rotation.items():
         text = ", ".join(f"{value:.4g}" for value in values[:4])
         words.append(f"{name} turned at {text}, ... of the model's frequencies")
-    return words
+    return [*words, *_where(facts.tap, scene)]
+
+
+def _where(tap: str, scene: Scene) -> list[str]:
+    """Between which of llama.cpp's nodes the difference arises."""
+    order = graph_order(tap)
+    names = [layer_tap(scene.il, name) if scene.in_layer else name for name in scene.engine]
+    agreeing = max((name for name in names if graph_order(name) < order), key=graph_order, default=None)
+    table = table_for(str(scene.metadata.get("general.architecture")))
+    nodes = listed(table.holders(tap, scene.weights.has), _NODES)
+    last = [f"the last tap before it that agrees is {agreeing}"] if agreeing else []
+    return [*last, *([f"llama.cpp makes {tap} in {nodes}"] if nodes else [])]

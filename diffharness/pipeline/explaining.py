@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from diffharness import verdict
 from diffharness.captures import Capture
@@ -20,6 +22,7 @@ from diffharness.pipeline.reference_runs import GraphRuns, Precision
 from diffharness.pipeline.request import RunRequest
 from diffharness.pipeline.subjects import artifact_subject, engine_subject, fixture_subject, machine_subject
 from diffharness.pipeline.timing import Timings
+from diffharness.pipeline.unknown_keys import unknown_keys
 from diffharness.pipeline.work import Work
 from diffharness.records import Finding, GraphLeg, Legs, Subject
 from diffharness.records.explain import ExplainRecord, Explanation
@@ -107,11 +110,27 @@ def chunks_at(fixture: Fixture, place: Place, row: int | None, n_vocab: int) -> 
     return found
 
 
-def told(finding: Finding, explanation: Explanation) -> Finding:
-    """The graph leg's finding, with what explains it."""
+def told(finding: Finding, explanation: Explanation, next_step: str | None = None) -> Finding:
+    """The graph leg's finding, with what explains it; with the command that would tell more where nothing does."""
     evidence = {**finding.evidence, "explanation": explanation.model_dump(mode="json")}
     message = f"{finding.message}; {explanation.answer}" if explanation.answer else finding.message
-    return finding.model_copy(update={"message": message, "evidence": evidence})
+    step = finding.next_step if explanation.found else next_step
+    return finding.model_copy(update={"message": message, "evidence": evidence, "next_step": step})
+
+
+def further(request: RunRequest, explanation: Explanation, command: Literal["run", "explain"]) -> str:
+    """The command that tells more of what nothing explains.
+
+    The same search with a larger bound where that ended it; else after `run` all that is known, and then the nodes.
+    """
+    words = ["diffharness", "explain", str(request.model)]
+    if explanation.exhausted:
+        words += ["--budget", str(4 * explanation.budget)]
+    elif command == "explain":
+        words[1] = "replay"
+    words += ["--fixture", str(request.fixture)] if request.fixture is not None else []
+    words += ["--tokens", str(request.n_tokens)] if request.n_tokens is not None and words[1] == "explain" else []
+    return shlex.join([*words, *(word for each in request.overrides for word in ("--override-kv", each))])
 
 
 # -- the command --------------------------------------------------------------------------------------
@@ -136,9 +155,10 @@ def explain(request: RunRequest, *, budget: int = BUDGET) -> ExplainRecord:
 def _explained(work: Work, budget: int) -> ExplainRecord:
     request, inputs = work.request, work.inputs
     Reference(inputs.artifact, dtype=request.dtype, device=request.device)  # refuses a device that is not there
+    notes = overrides.check_for(request.overrides, inputs.artifact, request.engine)
     with strict_way.strict_model(work) as chosen:
         engine = engine_runs.run_strict(work, chosen)
-    findings = [*engine.findings, *overrides.check(request.overrides, inputs.artifact.kv_types)]
+    findings = [*engine.findings, *notes]
     explanation: Explanation | None = None
     if engine.strict is None:
         outcome = GraphOutcome(GraphLeg(reason=engine.reason or "the strict engine did not run"), None, [])
@@ -174,7 +194,12 @@ def _graph(work: Work, run: EngineRun, budget: int) -> tuple[GraphOutcome, Expla
             artifact, strict, fixture, work.floors, precision=precision, n_ubatch=n_ubatch
         )
     outcome = graph_leg.judge(
-        runs.definition, runs.conventions, engine_taps=run.taps, reference_taps=runs.taps, unread=runs.unread
+        runs.definition,
+        runs.conventions,
+        engine_taps=run.taps,
+        reference_taps=runs.taps,
+        unread=runs.unread,
+        unknown_keys=unknown_keys(artifact, run),
     )
     if outcome.leg.status != "fail":
         return outcome, None
@@ -185,7 +210,8 @@ def _graph(work: Work, run: EngineRun, budget: int) -> tuple[GraphOutcome, Expla
         )
     if explanation is None:
         return outcome, None
-    findings = [told(f, explanation) if f.kind == "engine.graph" else f for f in outcome.findings]
+    step = further(work.request, explanation, "explain")
+    findings = [told(f, explanation, step) if f.kind == "engine.graph" else f for f in outcome.findings]
     return replace(outcome, findings=findings), explanation
 
 

@@ -230,6 +230,8 @@ def test_noise_fits_no_hypothesis(make_pair: MakePair, tmp_path: Path, case: str
     assert facts.tokens == facts.tokens_of > 0 and 1 < facts.rank <= facts.rank_of
     assert facts.heads == list(range(2)) if name == "attn_k" else facts.n_heads is None
     assert any("singular values" in words for words in facts.words)
+    assert f"llama.cpp makes {facts.tap} in " in told.answer and f"MUL_MAT of {tensor}" in told.answer
+    assert f"the last tap before it that agrees is blk.{layer}." in told.answer
 
 
 def test_two_faults_are_told_one_after_the_other(make_pair: MakePair, tmp_path: Path) -> None:

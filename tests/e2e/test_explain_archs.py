@@ -104,6 +104,20 @@ def test_it_is_told(arch: str, wrong: Wrong, says: str, synthetic: Callable[[str
     assert best.says == says or any(row.equal and row.says == says for row in found.hypotheses), found.answer
 
 
+def test_branches_side_by_side(tmp_path: Path) -> None:
+    case = CASES["gptneox-sequential"]
+    made = synthesizing.run(
+        synthesizing.SynthRequest(case.arch, tmp_path / "synth", NATIVE, n_tokens=N_TOKENS, changes=case.changes)
+    )
+    pair = Pair(Path(made.gguf), Path(made.checkpoint), Path(made.fixture))
+    found = explain_wrong(pair, Wrong(("gptneox.use_parallel_residual=bool:true",)), tmp_path)
+    assert found is not None and found.found, found
+    assert (
+        found.hypotheses[0].says == "the feed-forward read the layer's input, and not what attention had been added to"
+    )
+    assert found.hypotheses[0].names == ["branches.abreast"] and found.hypotheses[0].places is None, found.answer
+
+
 def normed_and_then_turned(
     me: Any, plain: Any, w: Any, il: int, name: str, x: Tensor, cos: Any, sin: Any, tap: Any
 ) -> Any:

@@ -123,7 +123,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("mistral", {"turn": partly_turned}, "only the first 16 components of a head turned"),
     (
         "gemma4",  # of all layers it would not even run: the global ones have frequency factors for every pair
-        {"rotary": lambda me, plain, il: replace(plain(il), n_rot=16) if me.sliding[il] else plain(il)},
+        {"rotary": lambda me, plain, il: replace(plain(il), n_rot=16) if me.layer_kind(il) == "sliding" else plain(il)},
         "only the first 16 components of a head turned, of sliding layers",
     ),
     ("qwen2", {"tables": moved}, "positions were one too many"),

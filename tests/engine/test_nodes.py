@@ -75,6 +75,18 @@ def test_match(arch: str, name: str, op: str, sources: tuple[str, ...], expected
     assert nodes.table_for(arch).match(name, op, sources) == expected
 
 
+def test_holders() -> None:
+    """Which nodes to look at, for a file that has these tensors."""
+    has = {"blk.3.attn_q.weight", "blk.3.attn_q.bias", "output_norm.weight"}.__contains__
+    llama, gemma = nodes.table_for("llama"), nodes.table_for("gemma3")
+    assert llama.holders("blk.3.attn_q", has) == ["MUL_MAT of blk.3.attn_q.weight", "ADD of blk.3.attn_q.bias"]
+    assert llama.holders("blk.3.attn_q_rope", has) == ["ROPE Qcur-3"]
+    assert llama.holders("blk.3.layer_out", has) == ["l_out-3"]
+    assert llama.holders("output_norm", has) == ["MUL of output_norm.weight"]
+    assert gemma.holders("token_embd", has) == ["SCALE inp_scaled"]
+    assert llama.holders("logits", has) == [] == llama.holders("blk.2.attn_q", has)
+
+
 def test_every_tap_of_the_table_is_a_known_tap() -> None:
     known = {*taps.BEFORE_LAYERS, *taps.LAYER_TAPS, *taps.AFTER_LAYERS}
     for table in (nodes.BY_WEIGHT, *nodes.BY_NAME.values()):

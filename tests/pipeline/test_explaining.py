@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from diffharness.cli._models import embedded
 from diffharness.fixture import from_ids
 from diffharness.pipeline import engine_runs, explaining
 from diffharness.pipeline.engine_runs import EngineRuns
-from diffharness.pipeline.explaining import chunks_at, explain, told
+from diffharness.pipeline.explaining import chunks_at, explain, further, told
 from diffharness.pipeline.request import RunRequest
 from diffharness.records import Finding
 from diffharness.records.explain import Explanation
@@ -61,3 +64,19 @@ def test_the_finding_says_what_explains_it() -> None:
     assert better.message == "it differs; the engine behaves as if x were y"
     assert better.evidence["tap"] == "logits" and better.evidence["explanation"]["found"] is True
     assert explaining.BUDGET > 0
+
+
+def test_what_nothing_explains_has_a_next_step() -> None:
+    asked = replace(request(), model=Path("a b.gguf"), fixture="english", overrides=("llama.x=int:3",))
+    nothing = Explanation(answer="none fits.", found=False, budget=600)
+    assert further(asked, nothing, "run") == (
+        "diffharness explain 'a b.gguf' --fixture english --tokens 32 --override-kv llama.x=int:3"
+    )
+    nodes = "diffharness replay 'a b.gguf' --fixture english --override-kv llama.x=int:3"
+    assert further(asked, nothing, "explain") == nodes
+    ended = nothing.model_copy(update={"exhausted": True})
+    assert "explain 'a b.gguf' --budget 2400 " in further(asked, ended, "explain")
+
+    finding = Finding(kind="engine.graph", leg="graph", message="it differs")
+    assert told(finding, nothing, nodes).next_step == nodes
+    assert told(finding, Explanation(answer="as if x were y", found=True), nodes).next_step is None

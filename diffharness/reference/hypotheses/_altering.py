@@ -122,10 +122,11 @@ def seeing(
     change: Callable[[str, Tensor], Tensor] = lambda name, value: value,
 ) -> Alteration:
     """The model on weights that are named or valued otherwise."""
+    return viewing(lambda w: Seen(w, rename, change))
 
-    def view(w: Weights) -> Seen:
-        return Seen(w, rename, change)
 
+def viewing(view: Callable[[Weights], Weights]) -> Alteration:
+    """The model on its weights as `view` shows them."""
     return lambda model: altered(
         model,
         embed=lambda me, plain, w, tokens, state, tap: plain(view(w), tokens, state, tap),

@@ -103,7 +103,7 @@ def _from_keys(turned: bool, again: bool) -> Callable[[Steps], Steps]:
         if turned:
             v = k
         else:
-            raw = ops.split_heads(ops.linear(x, w.get(f"blk.{il}.attn_k.weight")), me.n_head_kv[il])
+            raw = ops.split_heads(ops.project(w, f"blk.{il}.attn_k", x), me.n_head_kv[il])
             v = me.norm_heads(w, il, "attn_k", raw, lambda name, value: None)
         if again:
             v = me.norm_values(w, il, v)

@@ -1,17 +1,23 @@
-"""Tensors used otherwise than the file says: biases left out, rows in another order, another layer's weights."""
+"""Tensors used otherwise than the file says: biases and factors left out or in another order, rows permuted,
+another layer's weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor
 
-from diffharness.reference.hypotheses._altering import Alteration, seeing
+from diffharness.reference.hypotheses._altering import Alteration, Seen, seeing, viewing
 from diffharness.reference.hypotheses._scene import Hypothesis, Scene
+from diffharness.reference.model import Weights
 from diffharness.taps import split
 
-BIASED = {
+PROJECTED = {
+    "attn_q_a": "attn_q_a",
+    "attn_q_b": "attn_q",
+    "attn_kv_a_mqa": "attn_kv_a",
     "attn_qkv": "attn_qkv",
     "attn_q": "attn_q",
     "attn_k": "attn_k",
@@ -19,7 +25,9 @@ BIASED = {
     "attn_gate": "attn_gate",
     "ssm_in": "ssm_in",
     "ssm_conv1d": "ssm_conv",
+    "ssm_x": "ssm_x",
     "ssm_dt": "ssm_dt",
+    "ssm_beta": "ssm_beta",
     "ssm_out": "ssm_out",
     "attn_output": "attn_out",
     "ffn_gate": "ffn_gate",
@@ -29,12 +37,6 @@ BIASED = {
     "ffn_gate_exps": "moe_experts",
     "ffn_up_exps": "moe_experts",
     "ffn_down_exps": "moe_experts",
-}
-PROJECTED = {
-    **BIASED,
-    "attn_q_a": "attn_q_a",
-    "attn_q_b": "attn_q",
-    "attn_kv_a_mqa": "attn_kv_a",
     "ffn_gate_shexp": "ffn_shexp",
     "ffn_up_shexp": "ffn_shexp",
     "ffn_down_shexp": "ffn_shexp",
@@ -49,11 +51,20 @@ Order = Callable[[int, int], Tensor]
 
 def propose(scene: Scene) -> Iterator[Hypothesis]:
     """Every hypothesis on tensors that are read wrongly."""
+    if scene.place == "head":
+        yield from _head(scene)
     if not scene.in_layer:
         return
-    present = {stem: tap for stem, tap in BIASED.items() if scene.has(f"{stem}.bias")}
+    present = {stem: tap for stem, tap in PROJECTED.items() if scene.has(f"{stem}.bias")}
     if present:
         yield Hypothesis("bias.absent", "biases were left out", frozenset(present.values()), _without(set(present)))
+        groups = {
+            frozenset(s for s in present if s.startswith(part)): words for part, words in reversed(_PARTS.items())
+        }
+        for group, words in groups.items():
+            if 1 < len(group) < len(present):
+                taps = frozenset(present[stem] for stem in group)
+                yield Hypothesis("bias.absent", f"biases{words} were left out", taps, _without(group))
         for stem, tap in present.items():
             if len(present) > 1:
                 yield Hypothesis("bias.absent", f"{stem}.bias were left out", frozenset({tap}), _without({stem}))
@@ -64,24 +75,79 @@ def propose(scene: Scene) -> Iterator[Hypothesis]:
     yield from _neighbours(scene)
 
 
+def _head(scene: Scene) -> Iterator[Hypothesis]:
+    """The bias of the logits, which few models have."""
+    if scene.weights.has("output.bias"):
+        logits = frozenset({"logits"})
+        yield Hypothesis("bias.absent", "output.bias were left out", logits, _without({"output"}))
+        twice = seeing(change=lambda name, value: 2 * value if name == "output.bias" else value)
+        yield Hypothesis("bias.twice", "output.bias were added twice", logits, twice)
+
+
 def _scales(scene: Scene) -> Iterator[Hypothesis]:
-    """The factor that a matrix may have beside it, `<matrix>.scale`."""
-    for part, words in (("ffn_", "of the feed-forward's matrices"), ("attn_", "of attention's matrices"), ("", "")):
-        taps = frozenset(tap for stem, tap in PROJECTED.items() if stem.startswith(part) and scene.has(f"{stem}.scale"))
+    """The factor that a matrix may have beside it, `<matrix>.scale`: of the product alone, before any bias."""
+    for words, stems, taps in _groups(scene, PROJECTED, "scale"):
+        yield Hypothesis("scale.absent", f"{words} were left out", taps, seeing(change=_unscaled(stems)))
+    dense = [stem for stem in PROJECTED if not stem.endswith("_exps")]  # experts' biases are read by expert
+    for words, stems, taps in _groups(scene, dense, "scale", "bias"):
+        says = f"{words} multiplied what biases had been added to, and not the product alone"
+        yield Hypothesis("scale.after-bias", says, taps, _scaled_with_bias(stems))
+
+
+_PARTS = {
+    ("ffn_",): " of the feed-forward's matrices",
+    ("attn_",): " of attention's matrices",
+    ("attn_", "ssm_"): " of mixers' matrices",
+    ("",): "",
+}
+
+
+def _groups(scene: Scene, stems: Collection[str], *kinds: str) -> Iterator[tuple[str, frozenset[str], frozenset[str]]]:
+    """Factors that may be used wrongly together: of a part of each layer, all of them, each by itself.
+
+    In words, as matrices, and where they show in this layer; `kinds` are what a matrix must have beside it.
+    """
+
+    def have(il: int) -> frozenset[str]:
+        return frozenset(s for s in stems if all(scene.weights.has(f"blk.{il}.{s}.{kind}") for kind in kinds))
+
+    here, anywhere = have(scene.il), frozenset[str]().union(*map(have, range(scene.model.n_layer)))
+    groups: dict[frozenset[str], str] = {}
+    for part, words in _PARTS.items():
+        group = frozenset(stem for stem in anywhere if stem.startswith(part))
+        groups.setdefault(group, f"the factors beside matrices (.scale){words}")
+    for stem in stems:
+        groups.setdefault(frozenset({stem}), f"the factors {stem}.scale")
+    for group, words in groups.items():
+        taps = frozenset(PROJECTED[stem] for stem in group & here)
         if taps:
-            says = " ".join(("the factors beside matrices (.scale)", words, "were left out")).replace("  ", " ")
-            yield Hypothesis("scale.absent", says, taps, seeing(change=_unscaled(part)))
+            yield words, group, taps
 
 
-def _unscaled(part: str) -> Callable[[str, Tensor], Tensor]:
+def _unscaled(stems: frozenset[str]) -> Callable[[str, Tensor], Tensor]:
     def change(name: str, value: Tensor) -> Tensor:
         stem, _, kind = split(name)[1].rpartition(".")
-        return torch.ones_like(value) if kind == "scale" and stem in PROJECTED and stem.startswith(part) else value
+        return torch.ones_like(value) if kind == "scale" and stem in stems else value
 
     return change
 
 
-def _without(stems: set[str]) -> Alteration:
+def _scaled_with_bias(stems: frozenset[str]) -> Alteration:
+    """s (W x + b) in place of s W x + b."""
+
+    def view(w: Weights) -> Weights:
+        def change(name: str, value: Tensor) -> Tensor:
+            matrix, _, kind = name.rpartition(".")
+            meant = kind == "bias" and split(matrix)[1] in stems
+            scale = w.find(matrix + ".scale") if meant else None
+            return value if scale is None else value * scale
+
+        return Seen(w, change=change)
+
+    return viewing(view)
+
+
+def _without(stems: Collection[str]) -> Alteration:
     def change(name: str, value: Tensor) -> Tensor:
         stem, _, kind = split(name)[1].rpartition(".")
         return torch.zeros_like(value) if kind == "bias" and stem in stems else value
