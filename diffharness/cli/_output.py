@@ -152,24 +152,39 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def require_writable(*targets: Path | None) -> None:
-    """Fail before the work rather than after it: OutputError if a file could not be made at one of `targets`.
+def require_writable(*reports: Path | None) -> None:
+    """Fail before the work rather than after it: OutputError if a report could not be written to one of these.
 
-    BadInputError if more than one of them is standard output.
+    Reports that are there are replaced, models never. BadInputError if more than one of them is standard output.
     """
-    taken(*targets)
-    for path in targets:
+    taken(*reports)
+    for path in reports:
         if path is None or path == STDOUT:
             continue
+        require_place(path)
         with _output_errors(path):
-            if path.is_dir():
-                raise IsADirectoryError(21, "it is a folder")
-            if _is_special(path):
-                if not os.access(path, os.W_OK):
-                    raise PermissionError(13, "Permission denied")
-                continue
-            with tempfile.TemporaryFile(dir=path.resolve().parent):
-                pass
+            if _is_model(path):
+                raise FileExistsError(17, "a model is there, and this is the place of a report")
+
+
+def require_place(path: Path) -> None:
+    """OutputError if no file could be made at `path`, or none in place of the one that is there."""
+    with _output_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        if _is_special(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+            return
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
+            pass
+
+
+def _is_model(path: Path) -> bool:
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF" or path.suffix == ".safetensors"
 
 
 def make_folder(path: Path) -> Path:

@@ -85,7 +85,10 @@ class Shared:
 
     @property
     def forward(self) -> Forward:
-        """How the reference is to run."""
+        """How the reference is to run. SettingsError for a device that torch cannot use."""
+        from diffharness.reference.device import usable
+
+        usable(self.device)
         return {
             "repro": self.repro,
             "n_tokens": self.tokens,

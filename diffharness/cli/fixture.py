@@ -59,12 +59,14 @@ def new(
     path = resolve(text)
     if path.suffix == ".json":
         raise BadInputError(f"expected a text, found the fixture {path}", hint="`fixture show` shows a fixture")
+    if out is not None and out.exists() and out.samefile(path):
+        raise BadInputError(f"{out} is the text itself", hint="give the fixture another name")
     content = read_text(path)
     sources = _tokenizers.sources(checkpoint, model)
     if len(sources) != 1:
         raise BadInputError(
             f"expected one of --checkpoint and --model, found {'both' if sources else 'neither'}",
-            hint="`fixture verify` compares the two",
+            hint="`fixture verify` compares the two" if sources else "give --checkpoint DIR or --model GGUF",
         )
     made = _make(sources[0], content, path, chunk)
     if target == STDOUT:

@@ -8,7 +8,7 @@ import typer
 
 from diffharness.cli._models import model_path
 from diffharness.cli._options import CheckpointOption
-from diffharness.cli._output import make_folder
+from diffharness.cli._output import folder_of_run
 from diffharness.cli._shared import Shared, takes
 
 
@@ -57,34 +57,32 @@ def grade(
     Exit code: 0 graded; 1 an artifact lost more than its --control; 2 unfit input, or an
     artifact was not graded.
     """
-    if shared.out is not None:
-        make_folder(shared.out)
-
     from diffharness.pipeline.grade_inputs import GradeRequest
     from diffharness.pipeline.grading import grade as grade_all
     from diffharness.pipeline.grading import has_errors, is_beyond
     from diffharness.report.grade import document
 
-    record = grade_all(
-        GradeRequest(
-            models=tuple(models),
-            engine=shared.settings(),
-            tolerances=shared.tolerances(),
-            checkpoint=checkpoint,
-            against=against,
-            fixture=shared.fixture,
-            chunk=chunk,
-            with_engine=not no_engine,
-            with_control=control,
-            with_attention=attention,
-            overrides=shared.overrides,
-            matmul=matmul,
-            out=shared.out,
-            locate=model_path,
-            **shared.forward,
+    with folder_of_run(shared.out):
+        record = grade_all(
+            GradeRequest(
+                models=tuple(models),
+                engine=shared.settings(),
+                tolerances=shared.tolerances(),
+                checkpoint=checkpoint,
+                against=against,
+                fixture=shared.fixture,
+                chunk=chunk,
+                with_engine=not no_engine,
+                with_control=control,
+                with_attention=attention,
+                overrides=shared.overrides,
+                matmul=matmul,
+                out=shared.out,
+                locate=model_path,
+                **shared.forward,
+            )
         )
-    )
-    shown = document(record, full=full)
-    shared.keep("grade", shown, record)
+        shown = document(record, full=full)
+        shared.keep("grade", shown, record)
     shared.present(shown, record)
     raise typer.Exit(2 if has_errors(record) else 1 if is_beyond(record) else 0)

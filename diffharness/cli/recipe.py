@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from diffharness.cli._models import embedded
-from diffharness.cli._output import require_writable
+from diffharness.cli._output import require_place
 from diffharness.cli._shared import Shared, takes
 from diffharness.errors import BadInputError
 
@@ -53,9 +53,9 @@ def recipe(
     unfit input.
     """
     if write is not None:
-        require_writable(write)
         if write == Path("-"):
             raise BadInputError("expected a file to write the GGUF to, found -", hint="give it a name")
+        require_place(write)
 
     from diffharness.forensics.recipes.library import load_ladder, load_recipe, unique_names
     from diffharness.pipeline.recipes import RecipeRequest, run_recipes
@@ -64,6 +64,8 @@ def recipe(
     fixture = shared.fixture
     if checkpoint is None:
         checkpoint, fixture = embedded().checkpoint, fixture or embedded().fixture
+    if write is not None and write.resolve().parent == Path(checkpoint).resolve():
+        raise BadInputError(f"expected a place outside of the checkpoint, found {write}", hint="give another folder")
     named = ladder or (None if recipes else DEFAULT_LADDER)
     rungs = load_ladder(named) if named else []
     chosen = unique_names([*rungs, *map(load_recipe, recipes or [])])

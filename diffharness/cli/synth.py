@@ -42,9 +42,10 @@ def synth(
     """Make a tiny random model of an architecture, as GGUF and as checkpoint, and ids to run it on.
 
     The same options make the same files everywhere. Weights are scaled so that every feature of the
-    architecture matters; an architecture takes of the sizes what it has.
+    architecture matters; an architecture takes of the sizes what it has. A synthetic model that is
+    there already is replaced.
 
-    Exit code: 0 done; 2 an unknown architecture, or sizes that make no model.
+    Exit code: 0 done; 2 an unknown architecture, sizes that make no model, or a place that does not take it.
     """
     from diffharness.pipeline import synthesizing
     from diffharness.report.synth import document

@@ -15,7 +15,7 @@ def usable(device: str) -> torch.device:
     """The device of that name, on which float32 stays float32; SettingsError if torch cannot use it."""
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
+        torch.zeros(1, device=found).item()
     except (RuntimeError, AssertionError) as error:
         said = str(error).partition("\n")[0].partition(". ")[0]
         raise SettingsError(

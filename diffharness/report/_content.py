@@ -31,9 +31,11 @@ from diffharness.records import (
 )
 from diffharness.report._format import NONE, clean, cosine, decimals, percent, scientific, size
 from diffharness.settings import EngineSettings
+from diffharness.words import counted
 
 WORST_TAPS = 10
 COMMAND = 4000  # characters of a command line: whole, unless somebody means harm
+_SEE = "see the verdict"
 _SAME = 0.9999  # a cosine from here on says nothing that the NMSE does not say better
 
 _COMPARES: dict[LegName, str] = {
@@ -129,10 +131,16 @@ def _numbers(logits: LogitStats | None) -> tuple[str, str, str, str]:
 
 def _note(record: RunRecord, leg: Leg) -> str:
     """Why; nothing where the verdict's summary has said it already."""
-    reason = (leg.reason or "").strip()
-    if reason and reason in record.verdict.summary:
-        return "see the verdict"
+    reason = once(record, leg.reason)
+    if reason == _SEE:
+        return reason
     return clean("; ".join(part for part in (_extent(leg), reason) if part), 240)
+
+
+def once(record: RunRecord, reason: str | None) -> str:
+    """The reason, or where it stands where the verdict's summary has told it."""
+    told = (reason or "").strip()
+    return _SEE if told and told in record.verdict.summary else told
 
 
 def _extent(leg: Leg) -> str:
@@ -273,7 +281,7 @@ def _settings(engine: EngineSubject) -> str:
     settings = dict(engine.settings)
     name, threads = settings.pop("name", None), settings.pop("threads", None)
     changed = [f"{key} {value}" for key, value in settings.items() if value != defaults.get(key)]
-    parts = [", ".join(changed) or "llama.cpp's defaults", f"{threads} threads" if threads else None]
+    parts = [", ".join(changed) or "llama.cpp's defaults", counted(threads, "thread") if threads else None]
     return _joined([str(name) if name else None, *parts])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffharness.records.damage import ChangeRow, DamageRecord, FaultRow
 from diffharness.report._format import NONE, size
 from diffharness.report.document import Document, Section, Table
+from diffharness.words import counted
 
 _SHOWN = 40  # rows; the record has them all
 
@@ -18,7 +19,7 @@ def _copy(record: DamageRecord) -> Document:
     changed = [row for row in record.changes if row.changed]
     tensors, keys = [row for row in changed if row.type], [row for row in changed if not row.type]
     parts = [f"{len(tensors)} of {record.n_tensors} tensors"] if tensors or not keys else []
-    parts += [f"{len(keys)} metadata key{'s' * (len(keys) != 1)}"] if keys else []
+    parts += [counted(len(keys), "metadata key")] if keys else []
     summary = f"{record.out}: {' and '.join(parts)} changed"
     pairs = [("faults", ", ".join(record.how) or NONE), ("seed", str(record.seed)), ("source", record.source or NONE)]
     pairs += [("clean values", record.checkpoint or "the source's own"), ("size", size(record.n_bytes))]
@@ -43,7 +44,7 @@ def _cells(row: ChangeRow) -> tuple[str, str, str]:
 def _list(faults: list[FaultRow]) -> Document:
     head = ("name", "what it does, and where", "strength", "shows as")
     rows = [(f.name, f.what + (f" ({f.tensors})" if f.tensors else ""), _strength(f), f.shows) for f in faults]
-    return Document("damage", "", f"{len(faults)} faults", [Section(tables=[Table("", head, rows)], words=4)])
+    return Document("damage", "", counted(len(faults), "fault"), [Section(tables=[Table("", head, rows)], words=4)])
 
 
 def _strength(fault: FaultRow) -> str:

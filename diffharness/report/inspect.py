@@ -13,7 +13,7 @@ from diffharness.records.inspect import Bins, Grid, InspectRecord, Measures, Pat
 from diffharness.report import _content
 from diffharness.report._format import NONE, clean, cosine, decimals, scientific
 from diffharness.report.document import Document, Section, Table
-from diffharness.words import listed
+from diffharness.words import counted, listed
 
 _WORST = 12  # tensors shown where some drifted
 _FURTHEST = 5  # and where none did
@@ -73,7 +73,7 @@ def _subject(record: InspectRecord) -> list[tuple[str, str]]:
         rows.insert(2, ("control", record.control))
     for label, names in (("missing", record.missing), ("extra", record.extra), ("ignored", record.ignored)):
         if names:
-            rows.append((label, f"{len(names)} tensors: {listed(names, _NAMES)}"))
+            rows.append((label, f"{counted(len(names), 'tensor')}: {listed(names, _NAMES)}"))
     return rows
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from diffharness.records import RunRecord
 from diffharness.records.noise import Drift, DriftStats, NativeLayer, NoiseReport, RouterFlips
-from diffharness.report._content import Table
+from diffharness.report._content import Table, once
 from diffharness.report._format import clean, percent, scientific
 
 MOST_LAYERS = 14
@@ -19,7 +19,7 @@ def pairs(record: RunRecord) -> list[tuple[str, str]]:
         return []
     told = [
         ("Drift", None if noise.drift is None else _drift(noise.drift)),
-        ("Not simulated", noise.reason),
+        ("Not simulated", once(record, noise.reason)),
         ("Not finite", _not_finite(noise)),
         ("Top-1 flips", None if noise.drift is None else _flips(noise.drift)),
         ("Router flips", None if noise.router is None else _router(noise.router)),
@@ -69,7 +69,7 @@ def _drift(drift: Drift) -> str:
     text = f"mean KL {_with_error(measured)}, {_with_error(expected)} expected of honest kernels"
     if drift.ratio is not None:
         between = f"{drift.low:.2g} to {drift.high:.2g}" if drift.low else "too few positions for an interval"
-        text += f": {drift.ratio:.2f} times ({between}; at most {drift.limit:g})"
+        text += f": {drift.ratio:.3g} times ({between}; at most {drift.limit:g})"
     text += f"; median {scientific(measured.kl_median)} and {scientific(expected.kl_median)}"
     return text + f", p99 {scientific(measured.kl_p99)} and {scientific(expected.kl_p99)}"
 

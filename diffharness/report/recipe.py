@@ -8,7 +8,7 @@ from diffharness.report import _content
 from diffharness.report._format import NONE, decimals, percent, scientific, size
 from diffharness.report.document import Document, Section, Table
 from diffharness.report.grade_statistics import estimate
-from diffharness.words import listed
+from diffharness.words import counted, listed
 
 _HEAD = ("recipe", "bits", "perplexity", "Δ", "mean KL", "top-1")  # fits 100 columns with its standard errors
 
@@ -69,8 +69,8 @@ def _about(rung: Rung) -> str:
 
 def _remarks(record: RecipeRecord) -> list[str]:
     remarks = [
-        f"{rung.name}: {len(rung.fell_back)} tensors are stored otherwise, as their rows are not whole blocks: "
-        + listed(rung.fell_back, 5)
+        f"{rung.name}: {counted(len(rung.fell_back), 'tensor is', 'tensors are')} stored otherwise, rows being no "
+        "whole blocks: " + listed(rung.fell_back, 5)
         for rung in record.rungs
         if rung.fell_back
     ]

@@ -107,8 +107,14 @@ def test_new_without_out_prints_the_fixture_and_nothing_else(text: Path, checkpo
 def test_new_needs_one_tokenizer(text: Path, checkpoint: Path, model: Path) -> None:
     neither, both = call("new", text), call("new", text, "--checkpoint", checkpoint, "--model", model)
     assert (neither.exit_code, both.exit_code) == (2, 2)
-    assert "found neither" in neither.stderr
+    assert "found neither" in neither.stderr and "hint: give --checkpoint DIR or --model GGUF" in neither.stderr
     assert "found both" in both.stderr
+
+
+def test_new_does_not_write_over_its_text(text: Path, model: Path) -> None:
+    before = text.read_text()
+    result = call("new", text, "--model", model, "--out", text)
+    assert result.exit_code == 2 and "is the text itself" in result.stderr and text.read_text() == before
 
 
 def test_new_refuses_what_is_no_text(tmp_path: Path, checkpoint: Path, made: Path) -> None:

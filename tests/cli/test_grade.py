@@ -51,6 +51,8 @@ def test_one_unreadable_artifact_is_exit_2_and_the_others_are_graded(tmp_path: P
 
 def test_unfit_input_is_exit_2(tmp_path: Path) -> None:
     assert grade(tmp_path / "none.gguf")[0] == 2
+    assert grade(CLEAN, "--checkpoint", tmp_path, "--out", tmp_path / "run")[0] == 2
+    assert not (tmp_path / "run").exists()
     assert grade(CLEAN, "--checkpoint", tmp_path)[0] == 2
     assert grade(CLEAN, "--checkpoint", CHECKPOINT, "--against", CLEAN)[0] == 2
     assert grade()[0] == 2

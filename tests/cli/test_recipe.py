@@ -12,6 +12,7 @@ from diffharness.cli.main import app
 from diffharness.settings import data_dir
 
 EMBEDDED = data_dir("fixtures") / "tiny-gemma4"
+CHECKPOINT = str(EMBEDDED / "checkpoint")
 
 
 def test_the_embedded_ladder_as_json_and_markdown(tmp_path: Path) -> None:
@@ -29,11 +30,13 @@ def test_the_embedded_ladder_as_json_and_markdown(tmp_path: Path) -> None:
 def test_recipes_from_files_and_types_are_written(tmp_path: Path) -> None:
     mine, out = tmp_path / "mine.yaml", tmp_path / "mine.gguf"
     mine.write_text('tensors: {"*ffn*": Q4_0, "*": Q8_0}\n')
-    checkpoint, fixture = str(EMBEDDED / "checkpoint"), str(EMBEDDED / "heldout.json")
-    common = ["recipe", checkpoint, "--fixture", fixture, "--tokens", "64", "--threads", "1", "-q"]
+    fixture = str(EMBEDDED / "heldout.json")
+    common = ["recipe", CHECKPOINT, "--fixture", fixture, "--tokens", "64", "--threads", "1", "-q"]
     result = CliRunner().invoke(app, [*common, "--recipe", str(mine), "--write", str(out)])
     assert result.exit_code == 0, result.output
     assert out.is_file() and "written:" in result.stdout
+    result = CliRunner().invoke(app, [*common, "--recipe", "Q8_0", "--write", str(out)])  # in place of the one before
+    assert result.exit_code == 0, result.output
     result = CliRunner().invoke(app, [*common, "--recipe", "q8_0", "--recipe", "int4", "--json", "-"])
     assert [rung["name"] for rung in json.loads(result.stdout)["rungs"]] == ["Q8_0", "int4"]
 
@@ -47,6 +50,7 @@ def test_recipes_from_files_and_types_are_written(tmp_path: Path) -> None:
         (["--recipe", "int4", "--write", "x.gguf"], "simulated only"),
         (["--write", "x.gguf"], "expected one recipe to write, found 5"),
         (["--recipe", "Q4_0", "--write", "-"], "expected a file to write the GGUF to"),
+        ([CHECKPOINT, "--recipe", "Q4_0", "--write", f"{CHECKPOINT}/x.gguf"], "outside of the checkpoint"),
         (["--recipe", "Q4_0", "--write", "no/such/folder/x.gguf"], "cannot write"),
         (["no-such-folder"], "no-such-folder"),
     ],

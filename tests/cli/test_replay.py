@@ -42,5 +42,7 @@ def test_unfit_input(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("no model")
     assert runner.invoke(app, ["replay", str(tmp_path / "text.gguf")]).exit_code == 2
     assert runner.invoke(app, ["replay", "--tokens", "1"]).exit_code == 2
+    nowhere = runner.invoke(app, ["replay", "--device", "nowhere"])
+    assert nowhere.exit_code == 2 and "expected a device that torch can use" in nowhere.stderr
     many = runner.invoke(app, ["replay", "--tokens", "100000"])
     assert many.exit_code == 2 and "at most 512 tokens" in many.stderr

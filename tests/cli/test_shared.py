@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from diffharness.cli._shared import Shared, takes
-from diffharness.errors import OutputError
+from diffharness.errors import OutputError, SettingsError
 
 app = typer.Typer()
 given: list[tuple[Shared, int, str]] = []
@@ -62,6 +62,21 @@ def test_help_is_the_commands_own_options_first() -> None:
 def test_a_file_that_cannot_be_written_ends_it_before_the_work(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["w", "--json", str(tmp_path / "nowhere" / "x.json")])
     assert isinstance(done.exception, OutputError) and not given
+
+
+@pytest.mark.parametrize(("name", "content"), [("m.gguf", b"GGUF\3"), ("m.bin", b"GGUF\3"), ("m.safetensors", b"{}")])
+def test_a_report_does_not_replace_a_model(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    done = CliRunner().invoke(app, ["w", "--json", str(tmp_path / name)])
+    assert isinstance(done.exception, OutputError) and "a model is there" in done.exception.message and not given
+    (tmp_path / "old.json").write_text("{}")
+    assert CliRunner().invoke(app, ["w", "--json", str(tmp_path / "old.json")]).exit_code == 0
+
+
+def test_a_device_that_is_not_there_ends_it_before_the_work() -> None:
+    assert Shared(device="cpu").forward["device"] == "cpu"
+    with pytest.raises(SettingsError, match="found 'nowhere'"):
+        _ = Shared(device="nowhere").forward
 
 
 def test_an_unknown_name_is_told_at_once() -> None:

@@ -61,6 +61,10 @@ def test_rows_too_narrow_for_the_type_are_told(tmp_path: Path) -> None:
         (["llama", "--context", 1 << 31], "expected a context of at most 2147483647"),
         (["llama", "--set", "no value"], "expected KEY=VALUE"),
         (["llama", "--set", 'hidden_act="tanh"'], "makes no model"),
+        (["llama", "--set", "rms_norm_epz=1e-2"], "the nearest is rms_norm_eps"),
+        (["llama", "--set", "gizmo=3"], "found 'gizmo'"),
+        (["llama", "--set", "sliding_window=9", "--set", "slidin_window=9"], "found 'slidin_window'"),
+        (["qwen3", "--set", "num_local_experts=4"], "found 'num_local_experts'"),  # another architecture's
         (["llama", "--set", 'num_hidden_layers="many"'], "makes no model"),
         (["llama", "--tokens", 300], "no longer than the model's context"),
         (["llama", "--width", 100000, "--vocab", 100000], "at most"),
@@ -72,3 +76,33 @@ def test_unfit_requests_are_told_and_leave_nothing(args: list[object], says: str
     assert code == 2 and says in output, output
     assert "Traceback" not in output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_there_is_replaced_but_not_another_checkpoint(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        assert synth("llama", tmp_path / "same", "--seed", seed)[0] == 0
+    assert synth("llama", tmp_path / "new", "--seed", 2)[0] == 0
+    files = ("llama-F32.gguf", "checkpoint/model.safetensors", "checkpoint/config.json", "ids.json")
+    assert all((tmp_path / "same" / f).read_bytes() == (tmp_path / "new" / f).read_bytes() for f in files)
+    real = tmp_path / "real" / "checkpoint"
+    real.mkdir(parents=True)
+    (real / "config.json").write_text("{}")
+    (real / "tokenizer.json").write_text("{}")
+    code, output = synth("llama", tmp_path / "real")
+    assert code == 2 and "holds tokenizer.json" in output and "another folder" in output
+    assert (real / "config.json").read_text() == "{}" and not (tmp_path / "real" / "llama-F32.gguf").exists()
+
+
+def test_ctrl_c_leaves_nothing_of_a_new_model_and_all_of_an_older_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffharness.pipeline.synthesizing._write", interrupted)
+    out = tmp_path / "out"
+    assert synth("llama", out)[0] == 130 and not out.exists()
+    out.mkdir()
+    (out / "mine").write_text("kept")
+    assert synth("llama", out)[0] == 130
+    assert [path.name for path in out.iterdir()] == ["mine"]

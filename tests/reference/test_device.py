@@ -46,7 +46,8 @@ def test_building_a_reference_turns_coarser_products_off(how: str) -> None:
     assert exact == ["ieee ieee ieee ieee ieee", "False False", "False"]
 
 
-def test_a_device_that_is_not_there() -> None:
+@pytest.mark.parametrize("name", ["nonsense", "meta"])  # meta computes shapes and no values
+def test_a_device_that_is_not_there(name: str) -> None:
     assert usable("cpu").type == "cpu"
-    with pytest.raises(SettingsError, match="found 'nonsense'"):
-        usable("nonsense")
+    with pytest.raises(SettingsError, match=f"found '{name}'"):
+        usable(name)

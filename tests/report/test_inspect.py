@@ -57,7 +57,7 @@ def test_all_parts_are_there_in_a_hundred_columns() -> None:
     assert max(map(len, text.splitlines())) <= 100
     for words in (
         "8 of 37 tensors drifted, 4 of them in attention", "periodic: attn_q in every layer", "23.0", "missing",
-        "1 tensors: rope_freqs.weight", "1 tensors: vision.x", "19 bins: mean +- 4.25", "Next: restore it",
+        "1 tensor: rope_freqs.weight", "1 tensor: vision.x", "19 bins: mean +- 4.25", "Next: restore it",
         "the forward",
     ):  # fmt: skip
         assert words in text, words

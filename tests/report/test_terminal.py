@@ -76,6 +76,8 @@ def test_only_settings_that_differ_are_shown(plain: RunRecord) -> None:
     plain.subject.engine.settings = EngineSettings(threads=3, n_ubatch=64).model_dump(mode="json")
     line = next(line for line in terminal.to_text(plain).splitlines() if line.startswith("settings  "))
     assert line.split(maxsplit=1)[1] == "native · n_ubatch 64 · 3 threads"
+    plain.subject.engine.settings = EngineSettings(threads=1).model_dump(mode="json")
+    assert " · 1 thread\n" in terminal.to_text(plain)
 
 
 def test_the_machine_in_words(plain: RunRecord) -> None:
