@@ -9,7 +9,7 @@ from typing import Any
 from diffharness.forensics.drift import Drift, TensorError
 from diffharness.records import Finding, MetadataRow
 from diffharness.records.inspect import PatternRow
-from diffharness.words import listed
+from diffharness.words import counted, listed
 
 _UNEXPLAINED = frozenset({"noise", "unexplained", "unrelated", "shape"})  # relations that say that there is none
 
@@ -55,19 +55,19 @@ def information(drift: Drift, metadata: Sequence[MetadataRow]) -> list[Finding]:
     unjudged = [t.name for t in drift.tensors if not t.judged]
     rounded = [t.name for t in drift.tensors if t.note and not t.damaged]
     notes = [
-        (unread, "metadata keys that differ from the checkpoint's without effect on the forward"),
-        (drift.extra, "tensors that the checkpoint does not have"),
-        (unjudged, "tensors not judged, for want of a control of their type"),
-        (rounded, "tensors that hold the checkpoint's values rounded to 16 bits before they were converted"),
+        (unread, "metadata key", "unlike the checkpoint's, without effect on the forward"),
+        (drift.extra, "tensor", "that the checkpoint does not have"),
+        (unjudged, "tensor", "not judged, for want of a control of the type"),
+        (rounded, "tensor", "with the checkpoint's values rounded to 16 bits before conversion"),
     ]
     return [
         Finding(
             kind=None,
             leg="artifact",
-            message=f"{len(names)} {what}: {listed(names)}",
+            message=f"{counted(len(names), noun)} {what}: {listed(names)}",
             evidence={"names": list(names)},
         )
-        for names, what in notes
+        for names, noun, what in notes
         if names
     ]
 

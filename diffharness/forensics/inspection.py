@@ -26,7 +26,7 @@ from diffharness.records import Finding, MetadataRow, Verdict
 from diffharness.records.inspect import Measures, PatternRow, TensorMeasures
 from diffharness.settings import Floors
 from diffharness.verdict import of_findings
-from diffharness.words import listed
+from diffharness.words import counted, listed
 
 _PATTERNS_TOLD = 4  # in a sentence; the record has them all
 _LONGEST = 120  # characters of a list of rows that a sentence takes
@@ -135,7 +135,7 @@ def _surplus(inspected: Inspected) -> list[Finding]:
         found.append(Finding(kind=None, leg="artifact", message=text, evidence={"tensor": name, "rows": rows}))
     if inspected.ignored:
         names = list(inspected.ignored)
-        text = f"{len(names)} tensors of the checkpoint belong to no part of this model: {listed(names)}"
+        text = f"{counted(len(names), 'tensor')} of the checkpoint, of no part of this model: {listed(names)}"
         found.append(Finding(kind=None, leg="artifact", message=text, evidence={"names": names}))
     return found
 
@@ -143,7 +143,12 @@ def _surplus(inspected: Inspected) -> list[Finding]:
 def _agreement(inspected: Inspected) -> Verdict:
     keys = "every key that the forward reads" if inspected.metadata else "the metadata"
     n = sum(t.judged for t in inspected.drift.tensors)
-    text = f"{n} tensors are as near to the checkpoint's as their types allow, and {keys} agrees; no forward was run."
+    near = counted(
+        n,
+        "tensor is as near to the checkpoint's as its type allows",
+        "tensors are as near to the checkpoint's as their types allow",
+    )
+    text = f"{near}, and {keys} agrees; no forward was run."
     return Verdict(primary="agree", all=["agree"], summary=text)
 
 

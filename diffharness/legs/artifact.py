@@ -35,7 +35,7 @@ from diffharness.records import ArtifactLeg, Divergence, Finding, MetadataRow, T
 from diffharness.records.inspect import PatternRow
 from diffharness.settings import Floors
 from diffharness.taps import split
-from diffharness.words import listed
+from diffharness.words import counted, listed
 
 _TOLD = 3  # relations in a sentence; the leg has them all
 
@@ -124,8 +124,8 @@ def judge(inputs: ArtifactInputs, floors: Floors) -> ArtifactOutcome:
 
 def _rounding_finding(tensors: Sequence[TensorError], inputs: ArtifactInputs) -> Finding:
     text = (
-        f"{len(tensors)} tensors hold other levels than the nearest, as a quantizer leaves them that learns its "
-        f"rounding; {_kl(inputs)}, no more than plain rounding loses"
+        f"{counted(len(tensors), 'tensor holds', 'tensors hold')} other levels than the nearest, as a quantizer leaves "
+        f"them that learns its rounding; {_kl(inputs)}, no more than plain rounding loses"
     )
     return Finding(kind=None, leg="artifact", message=text, evidence={"tensors": [t.name for t in tensors]})
 

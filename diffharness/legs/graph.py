@@ -17,7 +17,7 @@ from diffharness.legs._graph_pass import GraphShape, PassResult, judge_pass, jud
 from diffharness.legs.compare import unmatched
 from diffharness.records import Divergence, Finding, GraphLeg, Unmatched
 from diffharness.taps import LAYER_TAPS, graph_order, layer_tap, split
-from diffharness.words import listed
+from diffharness.words import are, counted, listed
 
 __all__ = ["GraphOutcome", "GraphShape", "PassResult", "explaining", "first_divergence", "judge", "judge_pass"]
 
@@ -39,11 +39,12 @@ def judge(
     engine_taps: Iterable[str],
     reference_taps: Iterable[str],
     unread: Sequence[str] = (),
+    unknown_keys: Sequence[str] = (),
 ) -> GraphOutcome:
     """The leg from its one or two passes; InconclusiveError if the two sides share no tap.
 
     Where the sides differ and the reference left a tensor unread that may matter, nobody is accused: the engine may
-    have read it.
+    have read it. Keys that neither side knows are only told.
     """
     lone = unmatched(engine_taps, reference_taps)
     if definition.undecided:
@@ -59,6 +60,7 @@ def judge(
         taps=final.rows,
         unmatched=lone,
         unread=list(unread),
+        unknown_keys=list(unknown_keys),
         per_layer=final.per_layer,
         per_position=final.per_position,
         affected=final.affected,
@@ -70,6 +72,8 @@ def judge(
     findings = _information(final, lone)
     if unread:
         findings.append(_unread_finding(unread))
+    if unknown_keys:
+        findings.append(_unknown_keys_finding(unknown_keys))
     if needed:
         leg.reason = f"passes with ggml's conventions: {', '.join(needed)}"
         findings.append(_conventions_finding(definition, final, needed))
@@ -174,9 +178,9 @@ def _conventions_finding(definition: PassResult, final: PassResult, needed: Sequ
         kind=None,
         leg="graph",
         message=(
-            f"as defined, {len(definition.failing)} taps leave their floor (worst {before.worst_tap}, local NMSE "
-            f"{_number(before.worst_local)}); with ggml's own arithmetic ({', '.join(needed)}) none does "
-            f"(worst {_number(after.worst_local)})"
+            f"as defined, {counted(len(definition.failing), 'tap leaves its', 'taps leave their')} floor "
+            f"(worst {before.worst_tap}, local NMSE {_number(before.worst_local)}); with ggml's own arithmetic "
+            f"({', '.join(needed)}) none does (worst {_number(after.worst_local)})"
         ),
         evidence={"as_defined": before.model_dump(), "with_conventions": after.model_dump()},
     )
@@ -194,8 +198,23 @@ def _unread_finding(unread: Sequence[str]) -> Finding:
     return Finding(
         kind=None,
         leg="graph",
-        message=f"{len(unread)} tensors of the artifact are not read by the reference: {listed(unread, _NAMED)}",
+        message=(
+            f"{counted(len(unread), 'tensor')} of the artifact {are(len(unread))} not read by the reference: "
+            f"{listed(unread, _NAMED)}"
+        ),
         evidence={"unread": list(unread)},
+    )
+
+
+def _unknown_keys_finding(keys: Sequence[str]) -> Finding:
+    return Finding(
+        kind=None,
+        leg="graph",
+        message=(
+            f"{counted(len(keys), 'metadata key')} of the artifact {are(len(keys))} known neither to the reference nor "
+            f"to llama.cpp: {listed(keys, _NAMED)}"
+        ),
+        evidence={"unknown_keys": list(keys)},
     )
 
 
@@ -221,7 +240,7 @@ def _information(result: PassResult, lone: Unmatched) -> list[Finding]:
                 Finding(
                     kind=None,
                     leg="graph",
-                    message=f"{len(taps)} taps only {side} exposes, not compared: {', '.join(names)}",
+                    message=f"{counted(len(taps), 'tap')} only {side} exposes, not compared: {', '.join(names)}",
                     evidence={"taps": taps},
                 )
             )

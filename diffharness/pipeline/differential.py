@@ -33,6 +33,7 @@ from diffharness.pipeline.reference_runs import GraphRuns, Logits, Precision
 from diffharness.pipeline.request import RunRequest
 from diffharness.pipeline.run_record import Sides, record_of
 from diffharness.pipeline.timing import Timings
+from diffharness.pipeline.unknown_keys import unknown_keys
 from diffharness.pipeline.work import Work
 from diffharness.records import Finding, GraphLeg, RunRecord
 from diffharness.reference.runner import Reference
@@ -100,7 +101,7 @@ def _run(work: Work) -> RunRecord:
         engine = engine_runs.run_all(work, chosen)
         with work.timings.step("reference: graph"):
             graph_runs = _graph_runs(work, engine, precision)
-        graph = _graph(graph_runs, engine)
+        graph = _graph(work, graph_runs, engine)
         if graph.leg.status == "fail":
             engine_runs.confirm(engine, work, chosen, kernel_side.failing_layers(graph))
         kernel = kernel_side.run_all(work, engine, graph, chosen)
@@ -153,7 +154,7 @@ def _no_reference(gap: str) -> Finding:
 def _before_the_legs(work: Work) -> tuple[list[Finding], dict[str, int]]:
     """Findings on tokens, overrides and values that are not finite; and how many of these, by tensor."""
     inputs, request = work.inputs, work.request
-    findings = [*inputs.tokens.findings, *overrides.check(request.overrides, inputs.artifact.kv_types)]
+    findings = [*inputs.tokens.findings, *overrides.check_for(request.overrides, inputs.artifact, request.engine)]
     with work.timings.step("scan"):
         request.say(f"reading {inputs.artifact.label} for values that are not finite")
         broken = {found.tensor: found.count for found in non_finite(inputs.artifact)}
@@ -188,7 +189,8 @@ def _explained(
             return findings
     if explanation is None:
         return findings
-    return [explaining.told(f, explanation) if f.kind == "engine.graph" else f for f in findings]
+    step = explaining.further(work.request, explanation, "run")
+    return [explaining.told(f, explanation, step) if f.kind == "engine.graph" else f for f in findings]
 
 
 def _under_settings(finding: Finding, request: RunRequest) -> Finding:
@@ -213,7 +215,7 @@ def _graph_runs(work: Work, engine: EngineRuns, precision: Precision) -> GraphRu
     )
 
 
-def _graph(runs: GraphRuns | None, engine: EngineRuns) -> GraphOutcome:
+def _graph(work: Work, runs: GraphRuns | None, engine: EngineRuns) -> GraphOutcome:
     if runs is None or engine.strict is None:
         return GraphOutcome(GraphLeg(reason=engine.reason or "the strict engine did not run"), None, [])
     judged = graph_leg.judge(
@@ -222,6 +224,7 @@ def _graph(runs: GraphRuns | None, engine: EngineRuns) -> GraphOutcome:
         engine_taps=engine.strict.taps,
         reference_taps=runs.taps,
         unread=runs.unread,
+        unknown_keys=unknown_keys(work.inputs.artifact, engine.strict),
     )
     judged.leg.strict = engine.way
     return judged

@@ -16,7 +16,7 @@ from diffharness.engine.strict import strict_settings
 from diffharness.engine.survive import survive
 from diffharness.legs import settings as settings_leg
 from diffharness.metrics import compare_logits
-from diffharness.pipeline.crashes import crash_finding, crash_reason
+from diffharness.pipeline.crashes import crash_finding, crash_reason, same_refusal
 from diffharness.pipeline.strict_way import Chosen
 from diffharness.pipeline.work import Work
 from diffharness.records import Finding, SettingsPair, StrictWay
@@ -120,7 +120,9 @@ def _run(
             if not crash.is_unusable:
                 request.say(f"the engine died ({crash.message}); looking for settings that survive")
             found = survive(crash, settings, model, chunks, out, taps=taps, overrides=request.overrides, meta=meta)
-            runs.findings.append(crash_finding(what, crash, found))
+            told = crash_finding(what, crash, found)
+            runs.findings[:] = [finding for finding in runs.findings if not same_refusal(finding, told)]
+            runs.findings.append(told)
             if found.run is None:
                 runs.reason = crash_reason(what, crash)
             return found.run

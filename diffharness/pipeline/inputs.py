@@ -23,6 +23,7 @@ from diffharness.weights.checkpoint import Checkpoint
 from diffharness.weights.gguf_file import GgufFile, open_gguf
 from diffharness.weights.names import MAPS
 from diffharness.weights.source import EMBEDDING
+from diffharness.words import counted
 
 DEFAULT_TEXT = "english"
 DEFAULT_TOKENS = 512
@@ -75,7 +76,7 @@ def _checked(path: Path) -> GgufFile:
     extra = check_model(artifact)
     if extra:
         raise UnsupportedError(
-            f"{artifact.label} holds {len(extra)} tensors that a {artifact.arch} model does not have: "
+            f"{artifact.label} holds {counted(len(extra), 'tensor')} that a {artifact.arch} model does not have: "
             + ", ".join(extra[:5]),
             hint="the reference would leave them out, and so compute another model than the file says",
             tensor=extra[0],
@@ -102,7 +103,7 @@ def open_checkpoint(folder: Path, artifact: GgufFile) -> Checkpoint:
     ]
     if differing:
         raise CheckpointError(
-            f"{len(differing)} tensors of {checkpoint.label} have other shapes than in {artifact.label}: "
+            f"{counted(len(differing), 'tensor')} of {checkpoint.label} differ in shape from {artifact.label}: "
             + "; ".join(differing[:5]),
             hint="give the checkpoint that the artifact was made from",
         )

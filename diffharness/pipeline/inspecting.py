@@ -33,6 +33,7 @@ from diffharness.settings import EngineSettings, Tolerances
 from diffharness.taps import split
 from diffharness.weights.gguf_file import GgufFile
 from diffharness.weights.source import Float32Array, TensorInfo, WeightSource
+from diffharness.words import counted
 
 Watch = Callable[[int, int], None]  # values compared so far, of how many
 
@@ -72,7 +73,7 @@ def _inspected(request: InspectRequest, pair: Pair, timings: Timings) -> Inspect
     floors = request.tolerances
     observer = Observer(pair, request.watch)
     with timings.step("tensors"), Quantizer(request.engine) as quantizer:
-        request.say(f"comparing {len(pair.artifact.tensors)} tensors with the checkpoint's")
+        request.say(f"comparing {counted(len(pair.artifact.tensors), 'tensor')} with the checkpoint's")
         control = Control(pair.checkpoint, pair.artifact, quantizer.quantize)
         drift = tensor_errors(
             pair.artifact, pair.checkpoint, control, floors, on_tensor=observer.rows, on_sample=observer.sample

@@ -149,7 +149,8 @@ def _reference(work: Work) -> Strict | None:
 
 
 def _run(work: Work, request: MatrixRequest, cells: Sequence[Cell]) -> MatrixRecord:
-    findings = [*work.inputs.tokens.findings, *overrides.check(request.overrides, work.inputs.artifact.kv_types)]
+    artifact = work.inputs.artifact
+    findings = [*work.inputs.tokens.findings, *overrides.check_for(request.overrides, artifact, request.engine)]
     base = _base(work)
     findings += base.findings
     outcome, strict, reason = GridOutcome(), None, base.reason

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,21 @@ from typing import Any
 import numpy as np
 
 from diffharness.engine.quantizer import Quantizer
-from diffharness.errors import ArtifactFileError, BadInputError, CheckpointError
+from diffharness.errors import ArtifactFileError, BadInputError, CheckpointError, OutputError
 from diffharness.fixture import Fixture, from_ids, save_fixture
 from diffharness.records.synth import SynthRecord
 from diffharness.reference import archs
 from diffharness.settings import EngineSettings
 from diffharness.weights import names
 from diffharness.weights.checkpoint import MALFORMED, Checkpoint
+from diffharness.weights.checkpoint_files import SINGLE
 from diffharness.weights.checkpoint_write import write_checkpoint
 from diffharness.weights.convert import gguf_metadata
 from diffharness.weights.dequant import BLOCKS
 from diffharness.weights.gguf_file import open_gguf
 from diffharness.weights.gguf_values import encode_value
 from diffharness.weights.gguf_write import Bytes, RawTensor, encode_floats, stays_f32, write_tensors
+from diffharness.weights.idle_keys import idle_keys, nearest_to
 from diffharness.weights.names._map import Sizes
 from diffharness.weights.source import TensorInfo, WeightSource
 from diffharness.weights.synth import SynthSource
@@ -33,6 +37,7 @@ from diffharness.weights.synth import SynthSource
 _FLOATS = ("F32", "F16", "BF16")
 _NO_WEIGHTS = frozenset(("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"))  # no quantizer of ggml's makes them
 _LONGEST = (1 << 31) - 1
+_FILES = ("config.json", SINGLE)  # of a checkpoint that synth wrote
 _MOST_ELEMENTS = 1 << 29  # of one tensor, which is in memory as a whole: 2 GiB
 
 
@@ -55,8 +60,8 @@ def run(request: SynthRequest) -> SynthRecord:
     """Write `OUT/<arch>-<type>.gguf`, `OUT/checkpoint/` and `OUT/ids.json`.
 
     The GGUF is made of the checkpoint as it was written. Raises UnsupportedError for an unknown architecture,
-    BadInputError for sizes that make no model, OutputError where OUT cannot be written, EngineError where the quantizer
-    dies.
+    BadInputError for sizes that make no model and for `changes` without effect, OutputError where OUT cannot be
+    written, EngineError where the quantizer dies.
     """
     type_name = request.type_name.upper()
     known = [name for name in BLOCKS if name not in _NO_WEIGHTS]
@@ -74,13 +79,15 @@ def run(request: SynthRequest) -> SynthRecord:
         )
     source = _source(request)
     folder = request.out / "checkpoint"
-    write_checkpoint(folder, source, config=source.config)
-    checkpoint = Checkpoint(folder)
+    _require_own(folder)
     gguf = request.out / f"{request.arch}-{type_name}.gguf"
-    with Quantizer(request.engine) as quantizer:
-        narrow = _write(checkpoint, gguf, type_name, quantizer)
-    fixture = _ids(request, checkpoint)
-    save_fixture(fixture, request.out / "ids.json")
+    with _all_or_nothing(request.out, folder):
+        write_checkpoint(folder, source, config=source.config)
+        checkpoint = Checkpoint(folder)
+        with Quantizer(request.engine) as quantizer:
+            narrow = _write(checkpoint, gguf, type_name, quantizer)
+        fixture = _ids(request, checkpoint)
+        save_fixture(fixture, request.out / "ids.json")
     with open_gguf(gguf) as written:
         types = Counter(info.type for info in written.tensors.values())
     return SynthRecord(
@@ -99,6 +106,27 @@ def run(request: SynthRequest) -> SynthRecord:
         config=source.config,
         repro=request.repro,
     )
+
+
+def _require_own(folder: Path) -> None:
+    """OutputError for a checkpoint that is not synth's: overwritten in part, it would be a mixture of two models."""
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _FILES) if folder.is_dir() else []
+    if foreign:
+        raise OutputError(
+            f"{folder} holds {foreign[0]}, which is not of a synthetic model", hint="give another folder as OUT"
+        )
+
+
+@contextlib.contextmanager
+def _all_or_nothing(*folders: Path) -> Iterator[None]:
+    """Where the block ends early, Ctrl-C included, those of the folders that it made go again with what is in them."""
+    new = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def parse_changes(words: Sequence[str]) -> dict[str, Any]:
@@ -129,6 +157,7 @@ def _source(request: SynthRequest) -> SynthSource:
     except MALFORMED as error:
         said = f"{type(error).__name__}: {error}"
         raise BadInputError(f"{request.arch} in these sizes makes no model: {said}", hint=hint) from error
+    _refuse_idle(request)
     largest = max(source.tensors.values(), key=lambda info: info.n_elements)
     if largest.n_elements > _MOST_ELEMENTS:
         raise BadInputError(
@@ -136,6 +165,17 @@ def _source(request: SynthRequest) -> SynthSource:
             hint="make the model smaller",
         )
     return source
+
+
+def _refuse_idle(request: SynthRequest) -> None:
+    """A model that lacks what was asked for, for want of the right spelling, is not made."""
+    for key in idle_keys(request.arch, request.sizes, request.changes):
+        near = nearest_to(key, request.arch, request.sizes)
+        raise BadInputError(
+            f"expected a key of config.json that makes a difference to {request.arch}, found {key!r}, which changes "
+            "neither GGUF keys nor tensors",
+            hint=f"the nearest is {near}" if near else "the checkpoint's config.json of a model without --set has them",
+        )
 
 
 def _ids(request: SynthRequest, checkpoint: Checkpoint) -> Fixture:

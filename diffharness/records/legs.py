@@ -109,6 +109,9 @@ class GraphLeg(Leg):
     strict: StrictWay | None = Field(default=None, description="how the F32 model was run; null: it was not")
     unmatched: Unmatched = Unmatched()
     unread: list[str] = Field(default=[], description="tensors of the artifact that the reference never asked for")
+    unknown_keys: list[str] = Field(
+        default=[], description="metadata keys of the artifact's architecture that neither reference nor engine knows"
+    )
     per_layer: list[LayerRow] = []
     per_position: list[PositionRow] = []
     affected: str | None = Field(default=None, description="which layers and positions a failure touches")

@@ -15,7 +15,7 @@ from diffharness.weights.gguf_file import GgufFile
 from diffharness.weights.gguf_write import chunks_of_rows
 from diffharness.weights.names._map import TensorRule
 from diffharness.weights.source import TensorInfo, WeightSource
-from diffharness.words import listed
+from diffharness.words import are, counted, listed
 
 MATRIX_SCALES = ("scale", "input_scale")  # beside any matrix of a file: a factor on its products, and on its inputs
 _NAMED = 5  # so many tensors are named in a message
@@ -33,16 +33,17 @@ def check_against(source: WeightSource, rules: Sequence[TensorRule]) -> list[str
     known |= {name.removesuffix("weight") + scale for name in known for scale in MATRIX_SCALES}
     extra = [name for name in tensors if name not in known]
     missing = [rule.name for rule in rules if rule.required and rule.name not in tensors]
+    lacks = f"{counted(len(missing), 'tensor')} of a {source.arch} model {are(len(missing))} missing"
     if missing and extra:
         raise UnsupportedError(
-            f"{source.label}: {len(missing)} tensors of a {source.arch} model are missing ({_some(missing)}), and "
-            f"{len(extra)} are there that it does not have ({_some(extra)})",
+            f"{source.label}: {lacks} ({_some(missing)}), and "
+            f"{len(extra)} {are(len(extra))} there that it does not have ({_some(extra)})",
             hint="either the file is of another layout than this tool knows, or it is damaged",
             tensor=missing[0],
         )
     if missing:
         raise ArtifactFileError(
-            f"{source.label}: {len(missing)} tensors of a {source.arch} model are missing: {_some(missing)}",
+            f"{source.label}: {lacks}: {_some(missing)}",
             hint="the file was not finished, or its metadata is of another model",
             tensor=missing[0],
         )
@@ -53,8 +54,8 @@ def check_against(source: WeightSource, rules: Sequence[TensorRule]) -> list[str
     ]
     if misshapen:
         raise ArtifactFileError(
-            f"{source.label}: {len(misshapen)} tensors have a shape that the metadata does not call for "
-            f"(outermost axis first): {_some(misshapen)}",
+            f"{source.label}: {counted(len(misshapen), 'tensor has', 'tensors have')} a shape that the metadata does "
+            f"not call for (outermost axis first): {_some(misshapen)}",
             hint="a hyperparameter or the tensor is wrong: compare the metadata with the checkpoint's config.json",
             tensor=misshapen[0].split(":")[0],
         )

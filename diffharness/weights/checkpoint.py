@@ -33,7 +33,7 @@ from diffharness.weights.names._map import (
 from diffharness.weights.safetensors_file import BYTES, SafetensorsFile, StoredTensor
 from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo
 from diffharness.weights.unread import second_heads, sort_out
-from diffharness.words import listed
+from diffharness.words import are, counted, listed
 
 # What reading a value of another type or size than a map expects comes to.
 MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
@@ -103,8 +103,8 @@ class Checkpoint:
     def _refuse(self, unknown: list[str]) -> NoReturn:
         quantized = "quantization_config" in self.config
         raise CheckpointError(
-            f"{self.label}: {len(unknown)} tensors are not of the {self.map.arch} model that config.json describes: "
-            f"{listed(unknown, _NAMED)}",
+            f"{self.label}: {counted(len(unknown), 'tensor is', 'tensors are')} not of the {self.map.arch} model that "
+            f"config.json describes: {listed(unknown, _NAMED)}",
             hint="the checkpoint is quantized: give the one that it was made from"
             if quantized
             else "compare config.json with the published one; if it is right, this variant of the model is not "
@@ -137,8 +137,8 @@ class Checkpoint:
                 missing.append(next((part for part in rule.hf if part not in self._where), rule.name))
         if missing:
             raise CheckpointError(
-                f"{self.label}: {len(missing)} tensors of a {self.map.arch} model are missing: "
-                f"{listed(missing, _NAMED)}",
+                f"{self.label}: {counted(len(missing), 'tensor')} of a {self.map.arch} model {are(len(missing))} "
+                f"missing: {listed(missing, _NAMED)}",
                 hint="config.json and the weights are not of one model, or a shard is missing from the index",
             )
         return resolved

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffharness.errors import CheckpointError
-from diffharness.words import listed
+from diffharness.words import counted, listed
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _NAMED = 5  # so many files are named in a message
@@ -43,7 +43,7 @@ def weight_files(folder: Path) -> list[Path]:
         return loose
     if loose:
         raise CheckpointError(
-            f"{folder}: {len(loose)} safetensors files, but no {INDEX} that says what is in them",
+            f"{folder}: {counted(len(loose), 'safetensors file')}, but no {INDEX} that says what is in them",
             hint=f"download {INDEX} too",
         )
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))

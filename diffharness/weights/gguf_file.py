@@ -25,6 +25,7 @@ from diffharness.weights.dequant import byte_size, dequantize
 from diffharness.weights.gguf_header import Header, TensorEntry, parse_header
 from diffharness.weights.gguf_values import Buffer, KvEntry, decode_kv
 from diffharness.weights.source import Float32Array, IntArray, Metadata, TensorInfo
+from diffharness.words import are, listed
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MAX_SHARDS = 99999
@@ -150,7 +151,8 @@ class GgufFile:
         missing = [p.name for p in paths if not p.exists()]
         if missing:
             raise ArtifactFileError(
-                f"{given.path.name}: {len(missing)} of its {count} shards are missing: {', '.join(missing[:5])}",
+                f"{given.path.name}: {len(missing)} of its {count} shards {are(len(missing))} missing: "
+                + listed(missing, 5),
                 hint=f"put all shards into {given.path.parent}",
             )
         self._shards = []

@@ -249,6 +249,20 @@ def test_tensors_that_the_reference_did_not_read_are_told() -> None:
     assert "blk.1.attn_k.bias" in result.findings[-1].message and result.findings[-1].kind is None
 
 
+def test_keys_that_nobody_knows_are_told_and_change_no_status() -> None:
+    keys = ["llama.attention.gizmo"]
+    for change, status in ((None, "pass"), (on("attn_ctx", layers={1}), "fail")):
+        result = graph.judge(
+            judged(a_run(*([change] if change else []))), engine_taps=TAPS, reference_taps=TAPS, unknown_keys=keys
+        )
+        assert result.leg.status == status and result.leg.unknown_keys == keys
+        note = result.findings[-1]
+        assert note.kind is None and note.message.startswith("1 metadata key of the artifact is known neither")
+        assert "llama.attention.gizmo" in note.message
+    clean = graph.judge(judged(a_run()), engine_taps=TAPS, reference_taps=TAPS)
+    assert clean.leg.unknown_keys == [] and clean.findings == []
+
+
 @pytest.mark.parametrize(
     ("unread", "status"),
     [

@@ -164,7 +164,7 @@ def test_buffers_are_ignored(folder: Path) -> None:
 def test_a_tensor_of_the_text_model_that_nobody_reads_is_refused(folder: Path, name: str) -> None:
     assert "model.layers.2" not in " ".join(stored(folder))
     add(folder, name)
-    with pytest.raises(CheckpointError, match=rf"1 tensors are not of the llama model .*: {name}") as caught:
+    with pytest.raises(CheckpointError, match=rf"1 tensor is not of the llama model .*: {name}") as caught:
         Checkpoint(folder)
     assert "compare config.json" in str(caught.value)
     edit(folder, {"quantization_config": {"quant_method": "fp8"}})
