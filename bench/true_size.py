@@ -3,7 +3,7 @@
 Writes a GGUF of Gemma 4's true widths (12B dense, or 26B-A4B with 128 experts) in Q4_K_M's mixture: random blocks whose
 scales keep activations near one, about 7 and 15 GB, to FILE or a temporary folder. Then the reference grades random
 tokens as `diffharness grade` does, and llama.cpp evaluates the same ones on as many threads; printed are the seconds of
-each, their ratio, and the reference's peak of resident memory. `--run` makes a whole `diffharness run` of the file too.
+each, their ratio, and the reference's peak of resident memory. With `--run` a whole `diffharness run` is made instead.
 The file is deleted unless it was there before or `--keep` is given.
 """
 
